@@ -1,0 +1,30 @@
+# make lab: open the walkthrough; make test: run everything; make figures: redraw every picture
+PYTHON ?= python3
+BIN = .venv/bin
+ROOT = $(shell test "$$(id -u)" = 0 && echo --allow-root)
+
+lab: .venv/ready
+	$(BIN)/jupyter lab $(ROOT) notebooks/00-start-here.ipynb
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest -n 2 --dist loadfile tests
+	$(BIN)/pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+		-n 2 --dist loadfile notebooks
+
+figures: .venv/ready
+	$(BIN)/vaelib figures
+
+# made once, and again only when the list of dependencies changes; what is installed in .venv
+# already (another build of PyTorch, say) is kept
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "vaelib needs Python 3.11 or newer: make PYTHON=python3.11 lab"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python has no venv module: on Debian or Ubuntu, apt install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.PHONY: lab test figures

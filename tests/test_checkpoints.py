@@ -1,0 +1,253 @@
+"""Checkpoints: what goes in comes out, and whatever does not fit is one clear line."""
+
+import hashlib
+import json
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from servers import refused, serving, silent
+
+from vaelib import checkpoints, data, evaluation
+from vaelib.models import VAE, CheckpointError
+
+PUBLISHED = ["mnist-2d", "mnist-50d"]
+
+
+@pytest.fixture
+def folder(small_vae, tmp_path):
+    checkpoints.save(small_vae, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_round_trip(small_vae, folder):
+    loaded = VAE.from_pretrained(folder)
+    x = torch.rand(3, 1, 28, 28)
+    assert torch.equal(loaded.encode(x).loc, small_vae.encode(x).loc)
+    assert torch.equal(
+        loaded.decode(torch.ones(2, 3)).mean, small_vae.decode(torch.ones(2, 3)).mean
+    )
+    assert not loaded.training
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_the_mixins_own_save_is_readable_too(small_vae, tmp_path):
+    small_vae.save_pretrained(tmp_path)
+    assert VAE.from_pretrained(tmp_path).latent_dim == 3
+
+
+def broken(folder, what):
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    tensors, keys = load_file(weights), json.loads(config.read_text())
+    if what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif what == "foreign":
+        weights.write_bytes(b"PK\x03\x04 this is a zip file, or half of one")
+    elif what == "empty":
+        weights.write_bytes(b"")
+    elif what == "missing weight":
+        save_file({k: v for k, v in tensors.items() if k != "encoder.conv_in.bias"}, weights)
+    elif what == "extra weight":
+        save_file(tensors | {"more": torch.zeros(1)}, weights)
+    elif what == "other shape":
+        config.write_text(json.dumps(keys | {"latent_dim": 4}))
+    elif what == "unknown key":
+        config.write_text(json.dumps(keys | {"colour": "blue"}))
+    elif what == "wrong type":
+        config.write_text(json.dumps(keys | {"latent_dim": "three"}))
+    elif what == "no JSON":
+        config.write_text("latent_dim: 3")
+    elif what == "no object":
+        config.write_text("[1, 2]")
+    elif what == "no weights":
+        weights.unlink()
+    elif what == "no config":
+        config.unlink()
+    elif what == "a pickle":
+        weights.unlink()
+        torch.save(tensors, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truncated", "truncated, damaged"),
+        ("foreign", "truncated, damaged"),
+        ("empty", "truncated, damaged"),
+        ("missing weight", r"1 missing \(encoder.conv_in.bias"),
+        ("extra weight", r"1 extra \(more"),
+        ("other shape", "misshapen"),
+        ("unknown key", "unknown keys: colour"),
+        ("wrong type", "describes no VAE"),
+        ("no JSON", "describes no VAE"),
+        ("no object", "describes no VAE|unknown keys"),
+        ("no weights", "is not there"),
+        ("no config", "is not there"),
+        ("a pickle", "is not there"),
+    ],
+)
+def test_unsound_checkpoints_are_refused_in_one_line(folder, what, message):
+    broken(folder, what)
+    for load in (VAE.from_pretrained, checkpoints.load_checkpoint):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist-3d", "checkpoints/mnist-3d", "./mnist-2d", "a/b/c", "/nowhere/mnist-2d"]
+)
+def test_mistyped_names_fail_at_once(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    began = time.perf_counter()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        checkpoints.load_checkpoint(name)
+    with pytest.raises(CheckpointError, match="no folder"):
+        VAE.from_pretrained(name)
+    assert time.perf_counter() - began < 5
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    checkpoints.write_json(path, {"old": 1})
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.write_json(path, {"new": 2})
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.fixture
+def without_clone(folder, tmp_path, monkeypatch):
+    """As in an installed package: no checkpoints/ beside it, an empty cache, a manifest."""
+    for name in ("train.yaml", "history.json"):
+        (folder / name).write_text("{}")
+    manifest = {
+        "model": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(checkpoints, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(checkpoints, "PUBLISHED", tmp_path / "none")
+    monkeypatch.setattr(checkpoints, "cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(checkpoints, "TIMEOUT", 0.5)
+    monkeypatch.delenv("VAELIB_CHECKPOINTS", raising=False)
+    return folder.parent
+
+
+def cached(tmp_path):
+    return {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+
+
+def test_download_verifies_and_happens_once(without_clone, tmp_path, monkeypatch):
+    with serving(without_clone) as (address, asked):
+        monkeypatch.setenv("VAELIB_CHECKPOINTS", address)
+        assert checkpoints.load_checkpoint("model").latent_dim == 3
+        assert len(asked) == 4
+        checkpoints.load_checkpoint("model")
+        assert len(asked) == 4
+
+
+def test_broken_off_download_goes_on_where_it_stopped(without_clone, tmp_path, monkeypatch):
+    with serving(without_clone, broken=["model.safetensors"]) as (address, asked):
+        monkeypatch.setenv("VAELIB_CHECKPOINTS", address)
+        with pytest.raises(CheckpointError, match=r"model.safetensors can't be fetched"):
+            checkpoints.load_checkpoint("model")
+        assert "model.safetensors" not in cached(tmp_path)
+        whole = cached(tmp_path)
+    assert whole
+    with serving(without_clone) as (address, asked):
+        monkeypatch.setenv("VAELIB_CHECKPOINTS", address)
+        checkpoints.load_checkpoint("model")
+        assert not {path.rsplit("/", 1)[-1] for path in asked} & whole
+
+
+def test_tampered_refused_silent_and_missing_are_one_line(without_clone, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="VAELIB_CHECKPOINTS"):
+        checkpoints.load_checkpoint("model")
+    other = tmp_path / "other"
+    shutil.copytree(without_clone / "model", other / "model")
+    (other / "model" / "config.json").write_text("{}")
+    with serving(other) as (tampered, _), silent() as mute, serving(tmp_path / "x") as (missing, _):
+        for address in (tampered, refused(), mute, missing):
+            monkeypatch.setenv("VAELIB_CHECKPOINTS", address)
+            with pytest.raises(CheckpointError, match="can't be fetched") as caught:
+                checkpoints.load_checkpoint("model")
+            assert "\n" not in str(caught.value)
+    assert cached(tmp_path) == set()
+
+
+def test_manifest_is_of_the_published_files():
+    manifest = json.loads(checkpoints.MANIFEST.read_text())
+    assert sorted(manifest) == PUBLISHED
+    for name, files in manifest.items():
+        assert sorted(files) == sorted(checkpoints.FILES)
+        for file, sha256 in files.items():
+            content = (checkpoints.PUBLISHED / name / file).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == sha256
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_weights_are_small(name):
+    assert (checkpoints.find(name) / "model.safetensors").stat().st_size < 6e6
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_val_offline_is_reproduced(name):
+    """All 5,000 digits for the ELBO and the first images' bound, as `vaelib evaluate` has it."""
+    block = checkpoints.read_json(name, "metrics.json")["val_offline"]
+    images = data.load("mnist", "val")
+    model = checkpoints.load_checkpoint(name)
+    terms, q_z = evaluation.elbo_terms(model, images)
+    assert block["sha256"] == images.sha256
+    for key, values in (("neg_elbo", -terms.elbo), ("kl", terms.kl)):
+        assert values.mean().item() == pytest.approx(block[key][0], abs=evaluation.TOLERANCE)
+    assert evaluation.active_units(q_z) == block["active_units"]
+    per_dim = torch.tensor(block["kl_per_dim"])
+    torch.testing.assert_close(terms.kl_per_dim.mean(0), per_dim, atol=2e-3, rtol=0)
+    # an independent look at one number: the reconstruction from the definition
+    x = data.binarise(images.images, torch.Generator().manual_seed(0))[:500]
+    with torch.inference_mode():
+        q = model.encode(x)
+        p = model.decode(q.loc + q.scale * torch.randn(500, model.latent_dim)).mean.clamp(
+            1e-7, 1 - 1e-7
+        )
+    nats = -(x * p.log() + (1 - x) * (1 - p).log()).sum((1, 2, 3))
+    assert nats.mean().item() == pytest.approx(-terms.log_px_z[:500].mean().item(), abs=1.0)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(small_vae, digits):
+    few = digits.subset(50)
+    a, b = (evaluation.elbo_terms(small_vae, few, batch=size)[0] for size in (7, 50))
+    for left, right in zip(a, b, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-2)
+
+
+def test_mean_over_images_and_its_error():
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    # mean 3, sample variance (4 + 1 + 0 + 9) / 3, error sqrt(14 / 3 / 4)
+    assert evaluation.mean_and_error(values) == [3.0, round((14 / 12) ** 0.5, 4)]
+
+
+def test_active_units_by_hand():
+    means = torch.zeros(100, 3)
+    means[:, 0] = torch.linspace(-1, 1, 100)  # variance about 1/3
+    means[:, 1] = torch.linspace(-0.1, 0.1, 100)  # variance about 0.0034
+    q_z = torch.distributions.Normal(means, torch.ones(100, 3))
+    assert evaluation.active_units(q_z) == 1
+
+
+def test_compare_sees_what_differs(small_vae, digits):
+    block = evaluation.evaluate(small_vae, digits.subset(20), n_importance=5, n_bound_images=4)
+    assert evaluation.compare(block, block) == []
+    moved = block | {"neg_elbo": [block["neg_elbo"][0] + 0.1, 1.0], "sha256": "other"}
+    found = evaluation.compare(block, moved)
+    assert len(found) == 2
+    assert block["bound"]["neg_log_px"][0] < block["bound"]["neg_elbo_same_images"][0]

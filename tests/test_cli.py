@@ -1,0 +1,204 @@
+"""The command line: every mode draws, every mistake is one line and exit status 2."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from vaelib import checkpoints
+from vaelib.__main__ import main
+from vaelib.models import VAE
+
+RECIPE = {
+    "data": "mnist-5k", "latent_dim": 2, "widths": [8, 16],
+    "steps": 4, "eval_every": 2, "batch_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder made by `vaelib train` from a recipe, one key given on the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    recipe, here = str(folder / "recipe.yaml"), str(folder / "run")
+    main(["train", "-c", recipe, "-e", here, "--steps", "6"])
+    return folder / "run"
+
+
+def refuses(arguments, message, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.startswith("vaelib: ")]
+    assert caught.value.code == 2
+    assert "Traceback" not in err
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_train_writes_the_whole_recipe(run):
+    recipe = yaml.safe_load((run / "train.yaml").read_text())
+    assert recipe == recipe | RECIPE | {"steps": 6}
+    assert {"model.safetensors", "config.json", "history.json"} <= {p.name for p in run.iterdir()}
+
+
+def test_a_written_recipe_replays_the_run(run, tmp_path):
+    main(["train", "-c", str(run / "train.yaml"), "-e", str(tmp_path / "again")])
+    for name in ("model.safetensors", "config.json", "train.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_default_run_folder_is_named_by_the_time(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    main(["train", "-c", str(run / "train.yaml"), "--steps", "1"])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(folder.name) == len("2026-01-31_12-00-00")
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--mode", "sample", "--n_samples", "9"],
+        ["--mode", "interpolate", "--n_interpolate", "3", "--n_samples", "2"],
+        ["--mode", "interpolate", "--between", "prior", "--path", "spherical"],
+        ["--mode", "traverse", "--n_traverse", "5", "--traverse_range", "2"],
+        ["--mode", "traverse", "--traverse_dim", "1", "--n_samples", "3"],
+        ["--mode", "reconstruct", "--n_samples", "7"],
+        ["--mode", "visualize_latent"],
+        ["--mode", "manifold", "--n_samples", "5"],
+        ["--mode", "manifold", "--spacing", "linear", "--n_samples", "5"],
+    ],
+)
+def test_every_mode_draws(run, tmp_path, options, capsys):
+    pictures = []
+    for i in (1, 2):
+        main(["sample", str(run), *options, "--save_dir", str(tmp_path / str(i))])
+        (path,) = (tmp_path / str(i)).iterdir()
+        assert str(path) in capsys.readouterr().out
+        pictures.append(path.read_bytes())
+        levels = {level for _, level in Image.open(path).convert("L").getcolors(256)}
+        assert len(levels) > 20  # a picture, not a blank
+    assert pictures[0] == pictures[1]  # byte for byte
+
+
+def test_seed_changes_samples(run, tmp_path):
+    for seed in ("1", "2"):
+        main(["sample", str(run), "--seed", seed, "--save_dir", str(tmp_path / seed)])
+    pictures = [next((tmp_path / s).iterdir()).read_bytes() for s in ("1", "2")]
+    assert pictures[0] != pictures[1]
+
+
+def test_info_says_what_it_is(run, capsys):
+    main(["info", str(run)])
+    out = capsys.readouterr().out
+    n = sum(p.numel() for p in VAE.from_pretrained(run).decoder.parameters())
+    for text in (f"decoder: {n:,} parameters", "ResidualBlock", "latent_dim: 2", "steps: 6"):
+        assert text in out
+
+
+def test_evaluate_writes_compares_and_refuses_what_differs(run, capsys, monkeypatch):
+    from vaelib import evaluation
+
+    whole = evaluation.evaluate
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda model, images, *_, **__: whole(model, images, 5, 10)
+    )
+    main(["evaluate", str(run)])
+    assert "written" in capsys.readouterr().out
+    main(["evaluate", str(run)])
+    assert "agrees" in capsys.readouterr().out
+    path = run / "metrics.json"
+    blocks = json.loads(path.read_text())
+    blocks["test_quick"]["neg_elbo"][0] += 1.0
+    path.write_text(json.dumps(blocks))
+    refuses(["evaluate", run], "neg_elbo was", capsys)
+    path.unlink()
+
+
+def test_data_says_what_is_there(capsys):
+    main(["data", "mnist-5k"])
+    out = capsys.readouterr().out
+    assert "train: 4,000 images" in out
+    assert "val: 1,000 images" in out
+
+
+def test_mistakes(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text("steps: [1, 2\n")
+    (tmp_path / "odd.yaml").write_text("stepz: 3\n")
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        (["sample", "mnist-3d"], "mnist-2d"),
+        (["sample", "checkpoints/mnist-3d"], "no checkpoint"),
+        (["sample", run, "--mode", "paint"], "reconstruct"),
+        (["sample", run, "--n_samples", "many"], "n_samples"),
+        (["sample", run, "--n_samples", "0"], "at least 1"),
+        (["sample", run, "--traverse_dim", "7", "--mode", "traverse"], "has 0 to 1"),
+        (["sample", run, "--colour", "red"], "--colour"),
+        (["sample", run, "--save_dir", tmp_path / "file" / "x"], "file"),
+        (["sample", "mnist-50d", "--mode", "manifold"], "needs 2 latent dimensions"),
+        (["train", "-c", "nope"], "no checkpoint"),
+        (["train", "-c", tmp_path / "bad.yaml"], ""),
+        (["train", "-c", tmp_path / "odd.yaml"], "stepz"),
+        (["train", "--stepz", "3"], "--stepz"),
+        (["train", "--lr", "fast"], "lr"),
+        (["train", "--steps", "-1"], "steps"),
+        (["train", "--widths", "[]", "--data", "mnist-5k"], "widths"),
+        (["train", "--data", "minst"], "mnist, mnist-5k"),
+        (["train", "--data", "mnist-5k", "-e", run], "not an empty folder"),
+        (["train", "--resume", "-e", tmp_path / "none"], "nothing to resume"),
+        (["train", "--resume"], "nothing to resume"),
+        (["evaluate", "mnist-9d"], "no checkpoint"),
+        (["info", tmp_path], "is not there"),
+        (["figures", "mnist-9d"], "mnist-2d"),
+        (["data", "imagenet"], "mnist-5k"),
+        (["paint"], "sample"),
+        ([], ""),
+    ):
+        refuses(arguments, message, capsys)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml", "file", "odd.yaml"]
+
+
+def test_figures_are_refused_without_their_data(tmp_path, monkeypatch, capsys):
+    import torchvision
+    from servers import refused
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [refused() + "/"])
+    monkeypatch.setenv("VAELIB_DATA", str(tmp_path))
+    refuses(["figures", "mnist-2d"], "VAELIB_DATA", capsys)
+
+
+def test_importing_is_silent_and_the_module_runs():
+    code = "import vaelib, vaelib.figures, vaelib.gallery, vaelib.widgets, vaelib.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+    done = subprocess.run(
+        [sys.executable, "-m", "vaelib", "info", "x"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("vaelib: no checkpoint 'x'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_resume_from_the_command_line(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    before = (run / "model.safetensors").read_bytes()
+    main(["train", "-e", str(tmp_path / "run"), "--resume"])  # already at its end: nothing to do
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_published_recipes_are_whole():
+    for name in checkpoints.published():
+        recipe = yaml.safe_load((checkpoints.find(name) / "train.yaml").read_text())
+        config = json.loads((checkpoints.find(name) / "config.json").read_text())
+        assert {k: v for k, v in config.items() if k != "image_shape"}.items() <= recipe.items()
+        history = checkpoints.read_json(name, "history.json")
+        assert history[-1]["step"] == recipe["steps"]
+        assert torch.isfinite(torch.tensor([row["val_elbo"] for row in history])).all()

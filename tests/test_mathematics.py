@@ -1,0 +1,137 @@
+"""KL, likelihoods, ELBO and the bound on log p(x), each against an independent answer."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal
+
+from vaelib.evaluation import importance_weighted_bound, log_weights
+from vaelib.likelihoods import Bernoulli, Gaussian, log_likelihood
+from vaelib.models import VAE
+from vaelib.objectives import elbo, kl_per_dimension
+
+
+@pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (1.3, 0.4), (-2.0, 0.05), (0.5, 2.0)])
+def test_kl_against_quadrature(mu, sigma):
+    # integral of q log(q / p) by the trapezoid rule, in float64
+    z = np.linspace(mu - 12 * sigma, mu + 12 * sigma, 200_001)
+    log_q = -0.5 * ((z - mu) / sigma) ** 2 - math.log(sigma) - 0.5 * math.log(2 * math.pi)
+    log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+    expected = np.trapezoid(np.exp(log_q) * (log_q - log_p), z)
+    q_z = Normal(torch.tensor([[mu]]).double(), torch.tensor([[sigma]]).double())
+    assert kl_per_dimension(q_z).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_bernoulli_by_hand():
+    # logits 0 and log 3 are probabilities 1/2 and 3/4
+    p_x = Bernoulli()(torch.tensor([[[[0.0, math.log(3.0)]]]]))
+    x = torch.tensor([[[[1.0, 0.0]]]])
+    assert log_likelihood(p_x, x).item() == pytest.approx(math.log(1 / 2) + math.log(1 / 4))
+    torch.testing.assert_close(p_x.mean, torch.tensor([[[[0.5, 0.75]]]]))
+
+
+def test_gaussian_by_hand():
+    # two pixels, errors 0.5 and 0, sigma 0.5: -(1/2) - 2 log(0.5) - log(2 pi)
+    p_x = Gaussian(0.5)(torch.tensor([[[[0.5, 0.2]]]]))
+    x = torch.tensor([[[[1.0, 0.2]]]])
+    expected = -0.5 - 2 * math.log(0.5) - math.log(2 * math.pi)
+    assert log_likelihood(p_x, x).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_bernoulli_probabilities_sum_to_one():
+    # over all 2^4 binary images of four pixels
+    p_x = Bernoulli()(torch.randn(1, 1, 2, 2))
+    images = torch.tensor([[i >> k & 1 for k in range(4)] for i in range(16)]).float()
+    total = log_likelihood(p_x, images.reshape(16, 1, 2, 2)).exp().sum()
+    assert total.item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_likelihood_sums_over_every_channel_and_pixel():
+    p_x = Bernoulli()(torch.zeros(2, 3, 4, 5))  # every pixel costs log 2
+    nats = log_likelihood(p_x, torch.ones(2, 3, 4, 5))
+    torch.testing.assert_close(nats, torch.full((2,), -60 * math.log(2)))
+
+
+def test_elbo_terms_are_their_definition(small_vae):
+    x, eps = (torch.rand(5, 1, 28, 28) > 0.5).float(), torch.randn(5, 3)
+    terms = elbo(small_vae, x, eps, beta=3.0)
+    q_z = small_vae.encode(x)
+    pixels = small_vae.decode(q_z.mean + q_z.stddev * eps).mean
+    log_px_z = (x * pixels.log() + (1 - x) * (1 - pixels).log()).sum((1, 2, 3))
+    kl = 0.5 * (q_z.mean**2 + q_z.variance - 1 - q_z.variance.log()).sum(1)
+    torch.testing.assert_close(terms.log_px_z, log_px_z, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(terms.kl, kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms.elbo, log_px_z - kl, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(terms.objective, log_px_z - 3 * kl, rtol=1e-4, atol=1e-3)
+
+
+class LinearGaussian(VAE):
+    """x = w z + noise in one pixel, whose log p(x) = log N(x; 0, w^2 + sigma^2) is known."""
+
+    def __init__(self, weight: float, sigma: float, q_shift: float, q_factor: float):
+        super().__init__((1, 1, 1), 1, "mlp", hidden=1, likelihood="gaussian", sigma=sigma)
+        self.weight, self.q_shift, self.q_factor = weight, q_shift, q_factor
+
+    def encode(self, x):
+        x = x.reshape(-1, 1)
+        variance = 1 / (1 + self.weight**2 / self.likelihood.sigma**2)
+        mean = variance * self.weight * x / self.likelihood.sigma**2
+        return Normal(mean + self.q_shift, self.q_factor * variance**0.5 * torch.ones_like(x))
+
+    def decode(self, z):
+        return self.likelihood((self.weight * z).reshape(*z.shape[:-1], 1, 1, 1))
+
+
+X = torch.tensor([0.7, -1.2, 2.5]).reshape(3, 1, 1, 1)
+
+
+def exact_log_px(weight, sigma):
+    return Normal(0.0, math.sqrt(weight**2 + sigma**2)).log_prob(X).reshape(-1)
+
+
+def test_bound_is_exact_with_the_true_posterior():
+    # then every importance weight is p(x) itself, whatever z is
+    model = LinearGaussian(1.5, 0.5, q_shift=0.0, q_factor=1.0)
+    for k in (1, 7):
+        bound = importance_weighted_bound(model, X, n_importance=k, chunk=3)
+        torch.testing.assert_close(bound, exact_log_px(1.5, 0.5), rtol=1e-4, atol=1e-4)
+
+
+def test_bound_rises_to_the_known_log_px_with_a_wrong_posterior():
+    model = LinearGaussian(1.5, 0.5, q_shift=0.3, q_factor=1.4)
+    exact = exact_log_px(1.5, 0.5)
+    terms = [elbo(model, X, torch.randn(3, 1)).elbo for _ in range(2000)]
+    one = torch.stack(terms).mean(0)
+    many = importance_weighted_bound(model, X, n_importance=200_000, chunk=50_000)
+    assert (one < exact - 0.2).all()  # the ELBO's gap: KL(q || p(z|x)), about 0.7 nats
+    torch.testing.assert_close(many, exact, atol=0.02, rtol=0)
+
+
+def test_gap_of_the_elbo_is_the_kl_to_the_posterior():
+    model = LinearGaussian(1.5, 0.5, q_shift=0.3, q_factor=1.4)
+    q_z, posterior = model.encode(X), LinearGaussian(1.5, 0.5, 0.0, 1.0).encode(X)
+    gap = torch.distributions.kl_divergence(q_z, posterior).reshape(-1)
+    # E_q[log w] is the ELBO: average over a fine grid of quantiles instead of draws
+    u = (torch.arange(20_001) + 0.5).double() / 20_001
+    eps = torch.special.ndtri(u).float().reshape(-1, 1, 1)
+    mean = log_weights(model, X, q_z, eps).mean(0)
+    torch.testing.assert_close(mean, exact_log_px(1.5, 0.5) - gap, atol=2e-3, rtol=0)
+
+
+def test_bound_does_not_depend_on_the_chunk(small_vae):
+    x = (torch.rand(2, 1, 28, 28) > 0.5).float()
+    bounds = [importance_weighted_bound(small_vae, x, 64, chunk=c) for c in (7, 64)]
+    torch.testing.assert_close(bounds[0], bounds[1], rtol=1e-5, atol=1e-3)
+
+
+def test_compiled_objective_agrees_with_the_eager_one(small_vae):
+    from vaelib.evaluation import compiled
+
+    x, eps = (torch.rand(5, 1, 28, 28) > 0.5).float(), torch.randn(5, 3)
+    fast = compiled(elbo)
+    if fast is elbo:
+        pytest.skip("no C++ compiler on this machine, so nothing is compiled")
+    for a, b in zip(fast(small_vae, x, eps), elbo(small_vae, x, eps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)

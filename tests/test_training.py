@@ -1,0 +1,201 @@
+"""Training: it learns, repeats itself to the bit, resumes to the bit, and says what is wrong."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from vaelib import training
+from vaelib.data import Images, load
+from vaelib.models import VAE, CheckpointError
+from vaelib.training import TrainConfig, TrainingError, fit
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {"train": load("mnist-5k", "train").subset(300), "val": load("mnist-5k", "val")}
+
+
+def small(seed: int = 0, **kwargs) -> VAE:
+    torch.manual_seed(seed)
+    return VAE(**({"latent_dim": 4, "widths": (8, 16)} | kwargs))
+
+
+def quiet_fit(*args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fit(*args, **kwargs)
+
+
+def same_weights(a: VAE, b: VAE) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_overfits_four_images_to_a_fraction_of_their_nats():
+    four = load("mnist-5k", "train").images[[0, 900, 1700, 3000]]
+    four = torch.where(four > 127, 255, 0).to(torch.uint8)  # black and white: nothing to draw
+    data = {"train": Images("four", "train", four), "val": Images("four", "val", four)}
+    config = TrainConfig(steps=300, batch_size=8, lr=5e-3, eval_every=300, precision="fp32")
+    history = quiet_fit(small(), data, config)
+    # four equally likely images can be coded in log 4 = 1.4 nats; an untrained model takes 543
+    assert history.rows[-1]["val_elbo"] > -25
+
+
+def test_one_seed_one_result(splits):
+    config = TrainConfig(steps=12, batch_size=32, eval_every=6)
+    models = [small(), small(), small()]
+    histories = [quiet_fit(m, splits, config) for m in models[:2]]
+    quiet_fit(models[2], splits, TrainConfig(steps=12, batch_size=32, eval_every=6, seed=1))
+    assert same_weights(models[0], models[1])
+    assert not same_weights(models[0], models[2])
+    assert histories[0].column("val_elbo") == histories[1].column("val_elbo")
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing in `fit` catches it."""
+
+
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_resumed_run_ends_with_the_very_same_weights(splits, tmp_path, killed_after):
+    config = TrainConfig(steps=20, batch_size=32, eval_every=5, kl_warmup=10)
+    unbroken, broken = small(), small()
+    whole = quiet_fit(unbroken, splits, config, tmp_path / "a")
+
+    def kill(history):
+        if len(history.rows) == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        quiet_fit(broken, splits, config, tmp_path / "b", on_eval=kill)
+    resumed = small(seed=9)  # other weights: all must come from the state
+    history = quiet_fit(resumed, splits, config, tmp_path / "b", resume=True)
+    assert same_weights(unbroken, resumed)
+    assert history.column("val_elbo") == whole.column("val_elbo")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_resume_of_nothing_and_of_another_recipe(splits, tmp_path):
+    config = TrainConfig(steps=4, batch_size=32, eval_every=2)
+    with pytest.raises((TrainingError, CheckpointError), match="is not there"):
+        fit(small(), splits, config, tmp_path, resume=True)
+    quiet_fit(small(), splits, config, tmp_path)
+    with pytest.raises(TrainingError, match="started with another lr"):
+        fit(
+            small(),
+            splits,
+            TrainConfig(steps=4, batch_size=32, eval_every=2, lr=1.0),
+            tmp_path,
+            True,
+        )
+    state = tmp_path / training.STATE
+    state.write_bytes(state.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="truncated"):
+        fit(small(), splits, config, tmp_path, resume=True)
+
+
+def test_best_on_val_is_what_is_kept(splits, tmp_path, monkeypatch):
+    # a run whose val ELBO falls at the end keeps the earlier weights
+    values, saved = iter([-200.0, -150.0, -180.0]), []
+    row = {"val_log_px_z": 0.0, "val_kl": 1.0, "active_units": 4}
+    monkeypatch.setattr(training, "validate", lambda *_: row | {"val_elbo": next(values)})
+    monkeypatch.setattr(training.checkpoints, "save", lambda *_: saved.append(len(saved)))
+    rows = fit(small(), splits, TrainConfig(steps=6, eval_every=2, batch_size=8), tmp_path).rows
+    assert [r["val_elbo"] for r in rows] == [-200.0, -150.0, -180.0]
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (7, 7), (5, 12)])
+def test_every_image_comes_once_an_epoch(n, batch_size):
+    config = TrainConfig(batch_size=batch_size)
+    steps = math.lcm(n, batch_size) // batch_size
+    stream = torch.cat([training.batch_indices(t, n, config) for t in range(steps)])
+    for epoch in stream.reshape(-1, n):
+        assert sorted(epoch.tolist()) == list(range(n))
+    if len(stream) > n:
+        assert stream[:n].tolist() != stream[n : 2 * n].tolist()
+
+
+def test_schedules():
+    config = TrainConfig(steps=1000, lr=1.0, beta=4.0, kl_warmup=100)
+    rates = [training.learning_rate(t, config) for t in range(1000)]
+    assert rates[49] == pytest.approx(0.5)
+    assert max(rates) == rates[99] == pytest.approx(1.0)
+    assert rates[549] == pytest.approx(0.5)  # half-way down the cosine
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+    weights = [training.kl_weight(t, config) for t in (0, 49, 99, 500)]
+    assert weights == pytest.approx([0.04, 2.0, 4.0, 4.0])
+    assert training.kl_weight(0, TrainConfig()) == 1.0
+
+
+def test_collapse_is_said(splits):
+    config = TrainConfig(steps=60, batch_size=32, eval_every=60, beta=1000.0)
+    with pytest.warns(UserWarning, match="whole posterior has collapsed"):
+        fit(small(), splits, config)
+    row = {"step": 5, "beta": 1.0, "active_units": 1, "val_kl": 3.0}
+    with pytest.warns(UserWarning, match="3 of 4 latent dimensions"):
+        training.warn_of_collapse(row, small(), TrainConfig(steps=5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        training.warn_of_collapse(row | {"active_units": 4}, small(), TrainConfig(steps=5))
+
+
+def test_divergence_is_diagnosed(splits, tmp_path):
+    model = small()
+    model.decoder.conv_out.conv.bias.data.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"log_px_z not finite.*Lower lr"):
+        fit(model, splits, TrainConfig(steps=2, eval_every=1, batch_size=8), tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_bad_settings_are_refused():
+    for bad in ({"steps": 0}, {"lr": -1.0}, {"batch_size": 0}, {"beta": -0.1}, {"lr": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            TrainConfig(**bad)
+
+
+def test_run_folder_has_everything(splits, tmp_path):
+    config = TrainConfig(steps=4, batch_size=32, eval_every=2, tensorboard=True)
+    history = quiet_fit(small(), splits, config, tmp_path)
+    assert json.loads((tmp_path / "history.json").read_text()) == history.rows
+    names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")}
+    assert names == {"samples/0000002.png", "samples/0000004.png"}
+    assert list((tmp_path / "tensorboard").iterdir())
+    loaded = VAE.from_pretrained(tmp_path)
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.isfinite(loaded.encode(x).loc).all()
+
+
+TWO = """
+import sys, torch, warnings
+from vaelib.data import load
+from vaelib.models import VAE
+from vaelib.training import TrainConfig, fit
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+torch.manual_seed(0)
+splits = {"train": load("mnist-5k", "train").subset(300), "val": load("mnist-5k", "val").subset(100)}
+config = TrainConfig(steps=8, batch_size=32, eval_every=4, precision="fp32")
+fit(VAE(latent_dim=4, widths=(8, 16)), splits, config, sys.argv[1])
+"""
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for command, name in (([sys.executable], "one"), (torchrun, "two")):
+        line = [*command, str(script), str(tmp_path / name)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / n / "history.json").read_text()) for n in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["train_elbo"] == pytest.approx(b["train_elbo"], abs=0.05)
+        assert a["val_elbo"] == pytest.approx(b["val_elbo"], abs=0.05)

@@ -1,0 +1,282 @@
+"""The command line: `vaelib train | sample | evaluate | info | figures | data`."""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+from vaelib import checkpoints, data, evaluation, gallery, training
+from vaelib.models import VAE, CheckpointError
+
+RECIPE, METRICS = "train.yaml", "metrics.json"
+ASSETS = checkpoints.PUBLISHED.parent / "readme-assets"
+FOLDERS = {"mnist": "MNIST"}  # readme-assets' folder of each data set
+
+
+class UsageError(ValueError):
+    """The command can't be carried out as typed; the message says what to type instead."""
+
+
+def train(run_dir: str | None, resume: bool, **recipe) -> None:
+    """Train a recipe into a run folder, which is then a checkpoint like any other."""
+    folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
+    if resume:
+        recipe = read_recipe(folder)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder: name another -e, or add --resume")
+    model_keys = dict(recipe)
+    fields = training.TrainConfig.__dataclass_fields__
+    config = training.TrainConfig(**{key: model_keys.pop(key) for key in fields})
+    name = model_keys.pop("data")
+    images = {split: data.load(name, split) for split in ("train", "val")}
+    torch.manual_seed(config.seed)
+    model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
+    checkpoints.write_text(folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False))
+    history = training.fit(model, images, config, folder, resume)
+    best = max(history.rows, key=lambda row: row["val_elbo"])
+    print(
+        f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {name} val, at step {best['step']:,}.\n"
+        f"Next: vaelib sample {folder} --mode sample; vaelib evaluate {folder}"
+    )
+
+
+def sample(
+    name: str,
+    mode: gallery.MODES = "sample",
+    seed: int = 0,
+    n_samples: int | None = None,
+    n_interpolate: int = 8,
+    between: Literal["images", "prior"] = "images",
+    path: Literal["linear", "spherical"] = "linear",
+    n_traverse: int = 11,
+    traverse_range: float = 3.0,
+    traverse_dim: int | None = None,
+    spacing: Literal["inverse_cdf", "linear"] = "inverse_cdf",
+    save_dir: str = "samples",
+) -> None:
+    """Draw one kind of picture from a checkpoint and save it as a PNG.
+
+    Args:
+        name: a published checkpoint, or a run folder.
+        mode: what to draw.
+        seed: of every random choice: draws, images, binarisation.
+        n_samples: pictures (sample, reconstruct), rows (interpolate, traverse), or the side
+            of the grid (manifold).
+        n_interpolate: pictures in between the two ends.
+        between: interpolate between real images, or between draws from the prior.
+        path: the way from one end to the other.
+        n_traverse: pictures in a traversal.
+        traverse_range: from minus this to plus this, in prior standard deviations.
+        traverse_dim: the dimension to move, for several images; default: the dimensions
+            that carry most nats, for one image.
+        spacing: of the manifold's grid.
+        save_dir: where the picture goes.
+    """
+    for key, value, least in (
+        ("n_samples", n_samples, 1),
+        ("n_interpolate", n_interpolate, 0),
+        ("n_traverse", n_traverse, 2),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"--{key} {value}: give at least {least}")
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    if mode in ("visualize_latent", "manifold") and model.latent_dim != 2:
+        raise UsageError(f"--mode {mode} needs 2 latent dimensions; {name} has {model.latent_dim}")
+    if traverse_dim is not None and not 0 <= traverse_dim < model.latent_dim:
+        raise UsageError(f"--traverse_dim {traverse_dim}: {name} has 0 to {model.latent_dim - 1}")
+    label, count = folder.name, {} if n_samples is None else {"n_samples": n_samples}
+    if mode == "sample":
+        figure = gallery.sample(model, label, seed=seed, **count)
+    elif mode == "manifold":
+        figure = gallery.manifold(model, label, n_samples or 20, spacing)
+    elif mode == "interpolate" and between == "prior":
+        figure = gallery.interpolate(
+            model, label, None, n_interpolate, path=path, seed=seed, **count
+        )
+    else:
+        images = data.load(read_recipe(folder)["data"], "test", fallback=True)
+        if mode == "interpolate":
+            figure = gallery.interpolate(
+                model, label, images, n_interpolate, path=path, seed=seed, **count
+            )
+        elif mode == "traverse":
+            figure = gallery.traverse(
+                model, label, images, known_kl(folder), n_traverse, traverse_range, traverse_dim,
+                seed=seed, **count,
+            )  # fmt: skip
+        elif mode == "reconstruct":
+            figure = gallery.reconstruct(model, label, images, seed=seed, **count)
+        else:
+            figure = gallery.visualize_latent(model, label, images)
+    print(save_figure(figure, Path(save_dir) / f"{label}-{mode}.png"))
+
+
+def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bool = False) -> None:
+    """Recompute a block of metrics.json and compare; write it where it is missing.
+
+    Args:
+        name: a published checkpoint, or a run folder.
+        full: the block test_full: 5,000 samples on all test images (an hour on two cores).
+        offline: the block val_offline: the 5,000 validation digits, which need no download.
+        overwrite: replace the block in metrics.json.
+    """
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    source = read_recipe(folder)["data"]
+    block_name = "test_full" if full else "val_offline" if offline else "test_quick"
+    try:
+        images = data.load(source, "val" if offline or source == "mnist-5k" else "test")
+    except data.DataError as error:
+        if full:
+            raise
+        print(f"{error} Going on with the val_offline block.")
+        block_name, images = "val_offline", data.load(source, "val")
+    if full:
+        block = evaluation.evaluate(model, images, 5000, None, fast=True)
+    else:
+        block = evaluation.evaluate(model, images)
+    for line in evaluation.report(block):
+        print(line)
+    blocks = checkpoints.read_json(folder, METRICS) or {}
+    old = blocks.get(block_name)
+    if old is None or overwrite:
+        blocks[block_name] = block
+        checkpoints.write_json(folder / METRICS, dict(sorted(blocks.items())))
+        print(f"{folder / METRICS}: {block_name} written")
+        return
+    differences = evaluation.compare(old, block)
+    if differences:
+        raise UsageError(f"{block_name} differs from {folder / METRICS}: {'; '.join(differences)}")
+    print(f"{block_name} agrees with {folder / METRICS} within {evaluation.TOLERANCE} nats")
+
+
+def info(name: str) -> None:
+    """Say what a checkpoint is: model, size, recipe, numbers.
+
+    Args:
+        name: a published checkpoint, or a run folder.
+    """
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    print(model)
+    for part in ("encoder", "decoder"):
+        n = sum(p.numel() for p in getattr(model, part).parameters())
+        print(f"{part}: {n:,} parameters")
+    print(f"weights: {(folder / checkpoints.WEIGHTS).stat().st_size / 1e6:.2f} MB\n")
+    if (folder / RECIPE).exists():
+        print((folder / RECIPE).read_text())
+    for block_name, block in (checkpoints.read_json(folder, METRICS) or {}).items():
+        print("\n".join([block_name, *evaluation.report(block)]))
+
+
+def figures(names: list[str] | None = None) -> None:
+    """Regenerate readme-assets/ and the generated tables from the checkpoints.
+
+    Args:
+        names: published checkpoints; default: all of them.
+    """
+    for name in names or checkpoints.published():
+        if name not in checkpoints.published():
+            raise UsageError(
+                f"no published checkpoint {name!r}; there are: {', '.join(checkpoints.published())}"
+            )
+        source = read_recipe(checkpoints.find(name))["data"]
+        pictures = gallery.published_figures(name, data.load(source, "test"))
+        for kind, figure in pictures.items():
+            print(save_figure(figure, ASSETS / FOLDERS[source] / f"{name}-{kind}.png"))
+    checkpoints.write_tables()
+
+
+def show_data(name: str) -> None:
+    """Fetch or locate a data set and say what is there.
+
+    Args:
+        name: mnist or mnist-5k.
+    """
+    splits = [s for s in data.SPLITS if (name, s) != ("mnist-5k", "test")]
+    print(f"{name}; root {data.root()}")
+    for images in [data.load(name, split) for split in splits]:
+        shape = "x".join(map(str, images.images.shape[1:]))
+        print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
+
+
+def read_recipe(folder: Path) -> dict:
+    """The recipe in a run's or checkpoint's folder."""
+    path = folder / RECIPE
+    if not path.exists():
+        raise UsageError(f"{path} is not there: this folder holds no run")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def known_kl(folder: Path) -> list[float] | None:
+    """KL per dimension as metrics.json has it, where there is one."""
+    blocks = checkpoints.read_json(folder, METRICS) or {}
+    return next((block["kl_per_dim"] for block in blocks.values()), None)
+
+
+def save_figure(figure, path: Path) -> Path:
+    """Write a figure whole, without a date or version in it: same picture, same bytes."""
+    with checkpoints.atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    return path
+
+
+def train_parser() -> ArgumentParser:
+    """A recipe's keys: the data's name, the model's arguments, the fields of TrainConfig."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="checkpoint or YAML file")
+    parser.add_argument("-e", "--run_dir", type=str | None, help="default: runs/<time>")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
+    parser.add_argument("--data", type=str, default="mnist", help="the data set's name")
+    parser.add_class_arguments(VAE, skip={"image_shape"})
+    parser.add_class_arguments(training.TrainConfig)
+    return parser
+
+
+COMMANDS = {
+    "sample": sample,
+    "evaluate": evaluate,
+    "info": info,
+    "figures": figures,
+    "data": show_data,
+}
+
+
+def parse(arguments: list[str]) -> tuple[str, dict]:
+    """The command's name and its arguments; a checkpoint's name after -c is its recipe."""
+    parser = ArgumentParser(prog="vaelib", description=__doc__, exit_on_error=False)
+    commands = parser.add_subcommands()
+    commands.add_subcommand("train", train_parser(), help=train.__doc__)
+    for name, function in COMMANDS.items():
+        sub = ArgumentParser(exit_on_error=False)
+        sub.add_function_arguments(function, as_positional=True, as_group=False)
+        commands.add_subcommand(name, sub, help=function.__doc__.splitlines()[0])
+    arguments = list(arguments)
+    for i, argument in enumerate(arguments[:-1]):
+        if argument in ("-c", "--config") and not Path(arguments[i + 1]).is_file():
+            arguments[i + 1] = str(checkpoints.find(arguments[i + 1]) / RECIPE)
+    chosen = parser.parse_args(arguments)
+    return chosen.subcommand, chosen[chosen.subcommand].as_dict()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; whatever is wrong with it is one line and exit status 2."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        name, chosen = parse(sys.argv[1:] if arguments is None else arguments)
+        chosen.pop("config", None)
+        train(**chosen) if name == "train" else COMMANDS[name](**chosen)
+    except (
+        ArgumentError, CheckpointError, OSError, TypeError, ValueError,
+        data.DataError, training.TrainingError,
+    ) as error:  # fmt: skip
+        print(f"vaelib: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

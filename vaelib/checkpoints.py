@@ -1,0 +1,201 @@
+"""Checkpoints: a folder with config.json and model.safetensors, never a pickle.
+
+A clone has the published ones under checkpoints/. Elsewhere they are fetched from the
+address in $VAELIB_CHECKPOINTS and checked against the SHA-256 sums in manifest.json.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from vaelib.models import CONFIG, VAE, WEIGHTS, CheckpointError, read_safetensors
+
+PUBLISHED = Path(__file__).parent.parent / "checkpoints"  # there in a clone alone
+MANIFEST = Path(__file__).parent / "manifest.json"
+FILES = (CONFIG, WEIGHTS, "train.yaml", "history.json", "metrics.json")
+ADDRESS = ""  # where the published checkpoints are served; $VAELIB_CHECKPOINTS overrides it
+TIMEOUT = 10.0  # seconds without a byte before a download is given up
+
+
+@contextmanager
+def atomic(path: Path):
+    """A temporary path beside `path` that replaces it at the end, or vanishes on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON with a stable layout, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def save(model: VAE, folder: Path | str) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all."""
+    folder = Path(folder)
+    with atomic(folder / WEIGHTS) as temporary:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
+    write_json(folder / CONFIG, model._hub_mixin_config)
+
+
+def save_state(path: Path, model: VAE, optimizer, about: dict) -> None:
+    """Weights, optimizer and `about` (JSON) as one safetensors file, whole or not at all."""
+    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in state.items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, {"about": json.dumps(about)})
+
+
+def load_state(path: Path, model: VAE, optimizer) -> dict:
+    """Fill model and optimizer from `save_state`'s file; returns its `about`."""
+    tensors, metadata = read_safetensors(path)
+    state = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    return json.loads(metadata["about"])
+
+
+def published() -> list[str]:
+    """Names of the published checkpoints."""
+    return sorted(json.loads(MANIFEST.read_text()))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The folder of a checkpoint: a path as it is, a published name from the clone or the net."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    if str(name_or_path) in published():
+        in_clone = PUBLISHED / name_or_path
+        return in_clone if in_clone.is_dir() else _fetch(str(name_or_path))
+    raise CheckpointError(
+        f"no checkpoint {str(name_or_path)!r}: neither a folder nor one of {', '.join(published())}"
+    )
+
+
+def load_checkpoint(name_or_path: str | Path, device: str = "cpu") -> VAE:
+    """A trained model, in evaluation mode, by its published name or its folder.
+
+    Raises CheckpointError, with what to do, when there is none or it is not sound.
+    """
+    return VAE.from_pretrained(find(name_or_path)).to(device)
+
+
+def read_json(name_or_path: str | Path, file: str):
+    """One of a checkpoint's JSON files, or None where it has none."""
+    path = find(name_or_path) / file
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); fetch it again") from error
+
+
+def write_manifest() -> None:
+    """Note the SHA-256 of every published file in the package's manifest."""
+    write_json(
+        MANIFEST,
+        {
+            folder.name: {
+                name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES
+            }
+            for folder in sorted(PUBLISHED.iterdir())
+            if (folder / WEIGHTS).exists()
+        },
+    )
+
+
+def pm(pair: list[float]) -> str:
+    """[mean, standard error] as text."""
+    return f"{pair[0]:.2f} ± {pair[1]:.2f}"
+
+
+def results_table() -> str:
+    """The published checkpoints and their numbers, as Markdown, from their metrics.json."""
+    rows = [
+        "| checkpoint | D | MB | block | images | -ELBO | reconstruction | KL | active |"
+        " bound (samples) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in published():
+        size = (find(name) / WEIGHTS).stat().st_size / 1e6
+        blocks = read_json(name, "metrics.json")
+        for block_name, block in blocks.items():
+            bound, n = block["bound"], block["n_images"]
+            of = "" if bound["n_images"] == n else f", first {bound['n_images']:,} images"
+            cells = [
+                f"`{name}`", len(block["kl_per_dim"]), f"{size:.1f}", block_name,
+                f"{n:,} {block['data']} {block['split']}",
+                *(pm(block[key]) for key in ("neg_elbo", "reconstruction", "kl")),
+                block["active_units"],
+                f"{pm(bound['neg_log_px'])} ({bound['n_importance']:,}{of})",
+            ]  # fmt: skip
+            rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def write_tables() -> None:
+    """Put the table of results between its markers, in README.md and checkpoints/README.md."""
+    begin, end = "<!-- results: written by `vaelib figures` -->", "<!-- end of results -->"
+    for path in (PUBLISHED.parent / "README.md", PUBLISHED / "README.md"):
+        text = path.read_text(encoding="utf-8")
+        before, after = text.split(begin)[0], text.split(end)[1]
+        write_text(path, f"{before}{begin}\n{results_table()}\n{end}{after}")
+
+
+def cache() -> Path:
+    """Where downloads are kept."""
+    import pooch
+
+    return Path(pooch.os_cache("vaelib"))
+
+
+def _fetch(name: str) -> Path:
+    """Download a published checkpoint into the cache, whole files only, hashes verified."""
+    import pooch
+    import requests
+
+    address = os.environ.get("VAELIB_CHECKPOINTS") or ADDRESS
+    if not address:
+        raise CheckpointError(
+            f"{name} is not on this machine and the project has no download address yet: work in "
+            "a clone of the repository, or set VAELIB_CHECKPOINTS to an address that serves its "
+            "checkpoints/"
+        )
+    folder = cache() / "checkpoints" / name
+    pooch.get_logger().setLevel("WARNING")
+    for file, sha256 in json.loads(MANIFEST.read_text())[name].items():
+        url = f"{address.rstrip('/')}/{name}/{file}"
+        try:
+            pooch.retrieve(
+                url, f"sha256:{sha256}", file, folder, pooch.HTTPDownloader(timeout=TIMEOUT)
+            )
+        except (requests.RequestException, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{url} can't be fetched ({str(error).splitlines()[0]}); check the address and "
+                "the network, then try again: what is whole is kept"
+            ) from error
+    return folder

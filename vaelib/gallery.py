@@ -1,0 +1,152 @@
+"""From a model and images to the pictures of `vaelib sample` and `vaelib figures`.
+
+The model is shown what it was trained on: where its likelihood is Bernoulli, pictures of
+real digits are binarised, and so are the digits that are encoded.
+"""
+
+from typing import Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vaelib import checkpoints, figures, latents
+from vaelib.data import Images
+from vaelib.evaluation import elbo_terms, seen_by
+
+MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
+
+
+@torch.inference_mode()
+def decode(model, z: Tensor) -> Tensor:
+    """The mean of p(x | z), which is the picture. Shapes: (..., D) -> (..., C, H, W)."""
+    return model.decode(z).mean
+
+
+def prior_draws(model, n: int, seed: int) -> Tensor:
+    """z ~ N(0, I). Shapes: -> (n, D)."""
+    return torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def encode_some(model, images: Images, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`n` images drawn by the seed, as the model sees them, and the means of their q(z | x).
+
+    Shapes: -> (n, C, H, W), (n, D).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=generator)[:n]
+    x = seen_by(model, images.images[chosen], generator)
+    return x, model.encode(x).loc
+
+
+def sample(model, name: str, n_samples: int = 64, seed: int = 0) -> Figure:
+    """Decoded draws from the prior."""
+    z = prior_draws(model, n_samples, seed)
+    return figures.samples(decode(model, z), f"{name}: {n_samples} samples, z ~ N(0, I)")
+
+
+def interpolate(
+    model, name: str, images: Images | None, n_interpolate: int = 8, n_samples: int = 6,
+    path: Literal["linear", "spherical"] = "linear", seed: int = 0,
+) -> Figure:  # fmt: skip
+    """Paths between pairs of real images, or of prior draws when `images` is None."""
+    if images is None:
+        x, z = None, prior_draws(model, 2 * n_samples, seed)
+    else:
+        x, z = encode_some(model, images, 2 * n_samples, seed)
+    walk = getattr(latents, path)
+    # real ends are shown themselves, so the path between them leaves out nothing
+    paths = torch.stack([walk(z[i], z[i + 1], n_interpolate + 2) for i in range(0, len(z), 2)])
+    pictures = decode(model, paths)  # (n_samples, n_interpolate + 2, C, H, W)
+    if x is None:
+        title = f"{name}: {path} interpolation between prior draws"
+        return figures.image_grid(pictures.flatten(0, 1), pictures.shape[1], title)
+    title = f"{name}: {path} interpolation between digits of {images.title}"
+    return figures.interpolations(x[::2], pictures, x[1::2], title)
+
+
+def traverse(
+    model, name: str, images: Images | None, kl_per_dim: list[float] | None,
+    n_traverse: int = 11, traverse_range: float = 3.0, traverse_dim: int | None = None,
+    n_samples: int = 8, seed: int = 0,
+) -> Figure:  # fmt: skip
+    """One latent dimension moved, the others kept.
+
+    With `traverse_dim`, that dimension for `n_samples` images; without, the `n_samples`
+    dimensions that carry most nats for one image. Prior draws where there are no images.
+    """
+    values = torch.linspace(-traverse_range, traverse_range, n_traverse)
+    n_bases = n_samples if traverse_dim is not None else 1
+    if images is None:
+        bases = prior_draws(model, n_bases, seed)
+    else:
+        bases = encode_some(model, images, n_bases, seed)[1]
+    start = "prior draw" if images is None else f"image of {images.title}"
+    if traverse_dim is not None:
+        paths = torch.stack([latents.traversal(z, traverse_dim, values) for z in bases])
+        title, labels = f"{name}: z[{traverse_dim}] traversed, one {start} a row", None
+    else:
+        order = range(model.latent_dim)
+        if kl_per_dim:
+            order = torch.tensor(kl_per_dim).argsort(descending=True).tolist()
+        dims = list(order)[:n_samples]
+        paths = torch.stack([latents.traversal(bases[0], dim, values) for dim in dims])
+        labels = [f"z[{d}]" + (f"  {kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]
+        title = f"{name}: one dimension at a time, from one {start}"
+    return figures.traversals(decode(model, paths), values, labels, title)
+
+
+@torch.inference_mode()
+def reconstruct(model, name: str, images: Images, n_samples: int = 24, seed: int = 0) -> Figure:
+    """Images, each above the picture decoded from the mean of its q(z | x)."""
+    x, z = encode_some(model, images, n_samples, seed)
+    title = f"{name}: {images.title} and reconstructions"
+    return figures.reconstructions(x, decode(model, z), title)
+
+
+def visualize_latent(model, name: str, images: Images) -> Figure:
+    """Where a 2-D model puts every image of a split, by label."""
+    title = f"{name}: means of q(z | x), {len(images):,} digits of {images.title}"
+    return figures.latent_map(elbo_terms(model, images)[1].loc, images.labels, title)
+
+
+def manifold(
+    model, name: str, n: int = 20, spacing: Literal["inverse_cdf", "linear"] = "inverse_cdf"
+) -> Figure:
+    """The whole 2-D latent space, decoded on a grid."""
+    z = latents.manifold(n, spacing)
+    title = f"{name}: decoded grid, {spacing.replace('_', ' ')} spacing"
+    return figures.manifold(decode(model, z), z[:n, 0], title)
+
+
+def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
+    """Every latent dimension of one draw from q(z | x) per image, against the prior."""
+    terms, q_z = elbo_terms(model, images, seed)
+    z = q_z.loc + q_z.scale * torch.randn(
+        q_z.loc.shape, generator=torch.Generator().manual_seed(seed)
+    )
+    title = f"{name}: draws from q(z | x) over {images.title} (blue), N(0, 1) (orange)"
+    return figures.latent_histogram(z, terms.kl_per_dim.mean(0), title)
+
+
+def published_figures(name: str, images: Images) -> dict[str, Figure]:
+    """Every picture of a published checkpoint, by the kind that ends its file name."""
+    model = checkpoints.load_checkpoint(name)
+    metrics = checkpoints.read_json(name, "metrics.json") or {}
+    kl_per_dim = next((block["kl_per_dim"] for block in metrics.values()), None)
+    pictures = {
+        "samples": sample(model, name),
+        "reconstructions": reconstruct(model, name, images),
+        "interpolations": interpolate(model, name, images),
+        "traversals": traverse(model, name, images, kl_per_dim),
+        "latent-histogram": latent_histogram(model, name, images),
+        "loss-curve": figures.loss_curve(
+            checkpoints.read_json(name, "history.json"), f"{name}: training"
+        ),
+        "architecture": figures.architecture(model, f"{name}: stages and their output shapes"),
+    }
+    if model.latent_dim == 2:
+        pictures["latent-map"] = visualize_latent(model, name, images)
+        pictures["manifold"] = manifold(model, name)
+    return pictures

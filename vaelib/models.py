@@ -1,0 +1,272 @@
+"""The VAE: an encoder for q(z | x), a decoder for p(x | z), and two backbones for them.
+
+"U-Net-style" without skip connections: the decoder mirrors the encoder, but everything it
+knows about the image comes through z. With skips, p(x | z) would not be a model of x.
+"""
+
+import inspect
+import itertools
+import json
+import math
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributions import Distribution, Normal
+
+from vaelib.blocks import ConvBlock, Downsample, ResidualBlock, Upsample, group_norm
+from vaelib.likelihoods import LIKELIHOODS
+
+LOGVAR_RANGE = (-12.0, 8.0)  # keeps exp(logvar) finite while the first steps are wild
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged or foreign; the message says what to do."""
+
+
+def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; CheckpointError if it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not there; name a folder that has it") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated, damaged or no safetensors file ({error}); fetch it again"
+        ) from error
+
+
+def bottleneck_size(image_shape, widths) -> tuple[int, int]:
+    """Height and width after the stride-2 input projection and each further halving."""
+    factor = 2 ** len(widths)
+    return math.ceil(image_shape[1] / factor), math.ceil(image_shape[2] / factor)
+
+
+def bottleneck(channels: int, n_res_blocks: int) -> nn.Sequential:
+    """Pre-activation residual blocks and the activation that ends them; shape unchanged."""
+    blocks = [ResidualBlock(channels) for _ in range(n_res_blocks)]
+    return nn.Sequential(*blocks, group_norm(channels), nn.SiLU())
+
+
+class Encoder(nn.Module):
+    """x (B, C, H, W) -> mean and log-variance of q(z | x), side by side: (B, 2 D)."""
+
+    def __init__(self, image_shape, latent_dim: int, widths, n_res_blocks: int):
+        super().__init__()
+        h, w = bottleneck_size(image_shape, widths)
+        self.conv_in = nn.Conv2d(image_shape[0], widths[0], 3, stride=2, padding=1)
+        self.down_blocks = nn.Sequential()
+        for narrow, wide in itertools.pairwise(widths):
+            self.down_blocks.extend([ConvBlock(narrow, narrow), Downsample(narrow, wide)])
+        self.mid_block = bottleneck(widths[-1], n_res_blocks)
+        self.to_latent = nn.Linear(widths[-1] * h * w, 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)  # (B, widths[0], H/2, W/2)
+        h = self.mid_block(self.down_blocks(h))  # (B, widths[-1], h, w)
+        return self.to_latent(h.flatten(1))  # (B, 2 D)
+
+
+class Decoder(nn.Module):
+    """z (B, D) -> the likelihood's parameters (B, n_params * C, H, W)."""
+
+    def __init__(self, image_shape, latent_dim: int, widths, n_res_blocks: int, n_params: int):
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        self.shape_in = (widths[-1], *bottleneck_size(image_shape, widths))
+        self.from_latent = nn.Linear(latent_dim, math.prod(self.shape_in))
+        self.mid_block = bottleneck(widths[-1], n_res_blocks)
+        self.up_blocks = nn.Sequential()
+        for wide, narrow in itertools.pairwise(reversed(widths)):
+            self.up_blocks.extend([Upsample(wide, narrow), ConvBlock(narrow, narrow)])
+        self.conv_out = Upsample(widths[0], n_params * image_shape[0])
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.from_latent(z).unflatten(-1, self.shape_in)  # (B, widths[-1], h, w)
+        h = self.up_blocks(self.mid_block(h))  # (B, widths[0], H/2, W/2)
+        _, height, width = self.image_shape
+        return self.conv_out(h)[..., :height, :width]  # sizes that do not halve evenly: crop
+
+
+class MLPEncoder(nn.Module):
+    """One tanh hidden layer (Kingma & Welling 2014, appendix C): (B, C, H, W) -> (B, 2 D)."""
+
+    def __init__(self, image_shape, latent_dim: int, hidden: int):
+        super().__init__()
+        self.hidden = nn.Linear(math.prod(image_shape), hidden)
+        self.to_latent = nn.Linear(hidden, 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_latent(torch.tanh(self.hidden(x.flatten(1))))
+
+
+class MLPDecoder(nn.Module):
+    """One tanh hidden layer (Kingma & Welling 2014, appendix C): (B, D) -> (B, n C, H, W)."""
+
+    def __init__(self, image_shape, latent_dim: int, hidden: int, n_params: int):
+        super().__init__()
+        self.shape_out = (n_params * image_shape[0], *image_shape[1:])
+        self.hidden = nn.Linear(latent_dim, hidden)
+        self.to_image = nn.Linear(hidden, math.prod(self.shape_out))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.to_image(torch.tanh(self.hidden(z))).unflatten(-1, self.shape_out)
+
+
+class VAE(nn.Module, PyTorchModelHubMixin):
+    """p(x, z) = N(z; 0, I) p(x | z), with q(z | x) = N(z; mu(x), diag sigma^2(x)).
+
+    Parameters
+    ----------
+    image_shape : (C, H, W); the decoder returns exactly this size.
+    latent_dim : D, the number of latent dimensions.
+    backbone : "unet" (convolutional, no skips) or "mlp" (one tanh hidden layer).
+    widths : channels at 1/2, 1/4, ... of the image size ("unet" only).
+    n_res_blocks : residual blocks at the bottleneck of each side ("unet" only).
+    hidden : units of the hidden layer ("mlp" only).
+    likelihood : "bernoulli" or "gaussian".
+    sigma : the standard deviation of the Gaussian likelihood, pixels in [0, 1].
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent_dim: int = 2,
+        backbone: str = "unet",
+        widths: tuple[int, ...] = (32, 64),
+        n_res_blocks: int = 1,
+        hidden: int = 500,
+        likelihood: str = "bernoulli",
+        sigma: float = 0.5,
+    ):
+        super().__init__()
+        if len(image_shape) != 3 or min(*image_shape, latent_dim) < 1:
+            raise ValueError(
+                f"image_shape {tuple(image_shape)} and latent_dim {latent_dim}: "
+                "give (channels, height, width) and latent_dim, all at least 1"
+            )
+        if backbone == "unet" and (not widths or min(widths) < 1 or n_res_blocks < 0):
+            raise ValueError(
+                f"widths {widths}, n_res_blocks {n_res_blocks}: give channels per level"
+            )
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood {likelihood!r}; choose one of {', '.join(LIKELIHOODS)}")
+        self.image_shape = tuple(image_shape)
+        self.latent_dim = latent_dim
+        make = LIKELIHOODS[likelihood]
+        self.likelihood = make(sigma) if likelihood == "gaussian" else make()
+        n_params = self.likelihood.n_params
+        if backbone == "unet":
+            self.encoder = Encoder(image_shape, latent_dim, widths, n_res_blocks)
+            self.decoder = Decoder(image_shape, latent_dim, widths, n_res_blocks, n_params)
+        elif backbone == "mlp":
+            self.encoder = MLPEncoder(image_shape, latent_dim, hidden)
+            self.decoder = MLPDecoder(image_shape, latent_dim, hidden, n_params)
+        else:
+            raise ValueError(f"backbone {backbone!r}; choose unet or mlp")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> "VAE":
+        """Load a folder with config.json and model.safetensors, or a Hugging Face hub id.
+
+        Stricter than the mixin: an unknown key of the config, a missing, extra or misshapen
+        weight is a CheckpointError, and no pickle is ever read.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            return cls._from_files(folder / CONFIG, folder / WEIGHTS)
+        owner_and_name = str(pretrained_model_name_or_path).split("/")
+        if len(owner_and_name) != 2 or not all(owner_and_name) or folder.parent.is_dir():
+            raise CheckpointError(
+                f"no folder {str(folder)!r}; give a folder with {CONFIG} and {WEIGHTS} in it, "
+                "or a hub id (owner/name)"
+            )
+        try:
+            files = [
+                hf_hub_download(
+                    str(pretrained_model_name_or_path),
+                    name,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    token=token,
+                    local_files_only=local_files_only,
+                    etag_timeout=5,
+                )
+                for name in (CONFIG, WEIGHTS)
+            ]
+        except Exception as error:  # whatever the hub's client raises, it has no model for us
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"no folder {str(folder)!r}, and the hub has no such model or can't be reached "
+                f"({reason}); check the name"
+            ) from error
+        return cls._from_files(*files)
+
+    @classmethod
+    def _from_files(cls, config_file: Path | str, weights_file: Path | str) -> "VAE":
+        try:
+            config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+            unknown = sorted(set(config) - set(inspect.signature(cls).parameters))
+            if unknown:
+                raise CheckpointError(f"{config_file} has unknown keys: {', '.join(unknown)}")
+            model = cls(**config)
+        except FileNotFoundError:
+            raise CheckpointError(f"{config_file} is not there: not a checkpoint") from None
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{config_file} describes no VAE: {error}") from error
+        weights, _ = read_safetensors(weights_file)
+        own = model.state_dict()
+        odd = {
+            "missing": sorted(own.keys() - weights.keys()),
+            "extra": sorted(weights.keys() - own.keys()),
+            "misshapen": sorted(
+                k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape
+            ),
+        }
+        if any(odd.values()):
+            found = "; ".join(f"{len(v)} {k} ({v[0]}, ...)" for k, v in odd.items() if v)
+            raise CheckpointError(f"{weights_file} does not fit {CONFIG} beside it: {found}")
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def encode(self, x: Tensor) -> Normal:
+        """q(z | x). Shapes: x (B, C, H, W) in [0, 1] -> Normal with batch shape (B, D)."""
+        if x.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images of shape {tuple(x.shape)}; this model takes (B, "
+                + ", ".join(map(str, self.image_shape))
+                + ")"
+            )
+        mean, logvar = self.encoder(x).float().chunk(2, dim=-1)  # (B, D) each
+        return Normal(mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp(), validate_args=False)
+
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x | z). Shapes: z (B, D) or (K, B, D) -> over (B, C, H, W) or (K, B, C, H, W)."""
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z of shape {tuple(z.shape)}; this model has D = {self.latent_dim}")
+        params = self.decoder(z.reshape(-1, self.latent_dim)).float()
+        return self.likelihood(params.unflatten(0, z.shape[:-1]))
+
+    def forward(self, x: Tensor, eps: Tensor) -> tuple[Normal, Tensor, Distribution]:
+        """q(z | x), one z drawn from it by reparameterisation, and p(x | z).
+
+        Shapes: x (B, C, H, W), eps (B, D) or (K, B, D), standard normal noise.
+        """
+        q_z = self.encode(x)
+        # z = mu + sigma * eps
+        z = q_z.loc + q_z.scale * eps
+        return q_z, z, self.decode(z)
