@@ -34,6 +34,7 @@ def serving(folder, broken=()):
     asked = []
     handler = functools.partial(Handler, directory=str(folder), asked=asked, broken=broken)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.handle_error = lambda *_: None  # clients that hang up are expected
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", asked
         server.shutdown()

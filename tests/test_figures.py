@@ -29,6 +29,14 @@ def test_tile_keeps_colours():
     np.testing.assert_allclose(figures.tile(red, 1)[0, 0], [1.0, 0.0, 0.5])
 
 
+def test_reconstructions_stand_under_their_inputs():
+    x = torch.arange(5).reshape(5, 1, 1, 1).expand(5, 1, 2, 2) / 10
+    page = figures.reconstructions(x, x + 0.5, n_columns=3).axes[0].images[0].get_array()
+    column = page[:, 0, 0]  # rows of 2 pixels and gaps of 2: inputs, reconstructions, twice
+    np.testing.assert_allclose(column[[0, 4, 8, 12]], [0.0, 0.5, 0.3, 0.8], atol=1e-6)
+    assert (page[8:, 8:] == 1).all()  # the place of a sixth image stays white
+
+
 def png(figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
@@ -97,7 +105,7 @@ def test_spherical_keeps_the_norm_and_equal_angles():
     cosines = torch.nn.functional.cosine_similarity(way[:-1], way[1:])
     torch.testing.assert_close(cosines, cosines[:1].expand(8), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(latents.spherical(a, a, 3), a.expand(3, -1))
-    torch.testing.assert_close(latents.spherical(a, 0 * a, 3)[1], a / 2)
+    torch.testing.assert_close(latents.spherical(a, -a, 3)[1], 0 * a)
 
 
 def test_manifold_has_equal_probability_between_neighbours():

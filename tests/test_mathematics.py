@@ -20,7 +20,7 @@ def test_kl_against_quadrature(mu, sigma):
     log_q = -0.5 * ((z - mu) / sigma) ** 2 - math.log(sigma) - 0.5 * math.log(2 * math.pi)
     log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
     expected = np.trapezoid(np.exp(log_q) * (log_q - log_p), z)
-    q_z = Normal(torch.tensor([[mu]]).double(), torch.tensor([[sigma]]).double())
+    q_z = Normal(*torch.tensor([[[mu]], [[sigma]]], dtype=torch.float64))
     assert kl_per_dimension(q_z).item() == pytest.approx(expected, abs=1e-9)
 
 

@@ -180,7 +180,8 @@ from vaelib.training import TrainConfig, fit
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 torch.manual_seed(0)
-splits = {"train": load("mnist-5k", "train").subset(300), "val": load("mnist-5k", "val").subset(100)}
+digits = {name: load("mnist-5k", name) for name in ("train", "val")}
+splits = {name: images.subset(300) for name, images in digits.items()}
 config = TrainConfig(steps=8, batch_size=32, eval_every=4, precision="fp32")
 fit(VAE(latent_dim=4, widths=(8, 16)), splits, config, sys.argv[1])
 """

@@ -99,7 +99,7 @@ def sample(
             model, label, None, n_interpolate, path=path, seed=seed, **count
         )
     else:
-        images = data.load(read_recipe(folder)["data"], "test", fallback=True)
+        images = data.load_held_out(read_recipe(folder)["data"], fallback=True)
         if mode == "interpolate":
             figure = gallery.interpolate(
                 model, label, images, n_interpolate, path=path, seed=seed, **count
@@ -130,7 +130,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     source = read_recipe(folder)["data"]
     block_name = "test_full" if full else "val_offline" if offline else "test_quick"
     try:
-        images = data.load(source, "val" if offline or source == "mnist-5k" else "test")
+        images = data.load(source, "val") if offline else data.load_held_out(source)
     except data.DataError as error:
         if full:
             raise
@@ -173,11 +173,11 @@ def info(name: str) -> None:
         print("\n".join([block_name, *evaluation.report(block)]))
 
 
-def figures(names: list[str] | None = None) -> None:
+def figures(names: list[str]) -> None:
     """Regenerate readme-assets/ and the generated tables from the checkpoints.
 
     Args:
-        names: published checkpoints; default: all of them.
+        names: published checkpoints; none: all of them.
     """
     for name in names or checkpoints.published():
         if name not in checkpoints.published():
@@ -253,7 +253,10 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
     commands.add_subcommand("train", train_parser(), help=train.__doc__)
     for name, function in COMMANDS.items():
         sub = ArgumentParser(exit_on_error=False)
-        sub.add_function_arguments(function, as_positional=True, as_group=False)
+        if function is figures:
+            sub.add_argument("names", nargs="*", help="published checkpoints; none: all of them")
+        else:
+            sub.add_function_arguments(function, as_positional=True, as_group=False)
         commands.add_subcommand(name, sub, help=function.__doc__.splitlines()[0])
     arguments = list(arguments)
     for i, argument in enumerate(arguments[:-1]):

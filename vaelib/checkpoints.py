@@ -11,6 +11,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from vaelib.models import CONFIG, VAE, WEIGHTS, CheckpointError, read_safetensors
@@ -67,10 +68,13 @@ def save_state(path: Path, model: VAE, optimizer, about: dict) -> None:
 def load_state(path: Path, model: VAE, optimizer) -> dict:
     """Fill model and optimizer from `save_state`'s file; returns its `about`."""
     tensors, metadata = read_safetensors(path)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     state = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
+            if value.dim():  # the fused optimizer wants the weight's own memory layout
+                value = torch.empty_like(params[int(index)]).copy_(value)
             state.setdefault(int(index), {})[name] = value
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
@@ -190,9 +194,8 @@ def _fetch(name: str) -> Path:
     for file, sha256 in json.loads(MANIFEST.read_text())[name].items():
         url = f"{address.rstrip('/')}/{name}/{file}"
         try:
-            pooch.retrieve(
-                url, f"sha256:{sha256}", file, folder, pooch.HTTPDownloader(timeout=TIMEOUT)
-            )
+            downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
+            pooch.retrieve(url, f"sha256:{sha256}", file, folder, downloader=downloader)
         except (requests.RequestException, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{url} can't be fetched ({str(error).splitlines()[0]}); check the address and "

@@ -120,6 +120,11 @@ def load(name: str, split: str = "train", *, fallback: bool = False) -> Images:
         return images
 
 
+def load_held_out(name: str, *, fallback: bool = False) -> Images:
+    """The split that numbers are reported on: test, or val of `mnist-5k`, which has no test."""
+    return load(name, "val" if name == "mnist-5k" else "test", fallback=fallback)
+
+
 def val_indices(labels: Tensor) -> Tensor:
     """Indices of the first 500 of each digit, ordered by digit. Shapes: (N,) -> (5000,)."""
     return torch.cat([torch.nonzero(labels == digit)[:500, 0] for digit in range(10)])

@@ -67,11 +67,12 @@ def samples(images: Tensor, title: str = "") -> Figure:
 
 def reconstructions(x: Tensor, x_mean: Tensor, title: str = "", n_columns: int = 12) -> Figure:
     """Inputs, each with the mean of p(x | z) under it. Shapes: (N, C, H, W) twice."""
-    pairs, labels = [], []
-    for start in range(0, len(x), n_columns):
-        pairs += [x[start : start + n_columns], x_mean[start : start + n_columns]]
-        labels += ["input", "reconstruction"]
-    return image_grid(torch.cat(pairs), n_columns, title, labels)
+    n_columns = min(n_columns, len(x))
+    n_rows = math.ceil(len(x) / n_columns)
+    white = x.new_ones(n_rows * n_columns - len(x), *x.shape[1:])  # fills the last row
+    tops, bottoms = (torch.cat([part, white]).split(n_columns) for part in (x, x_mean))
+    rows = [row for pair in zip(tops, bottoms, strict=True) for row in pair]
+    return image_grid(torch.cat(rows), n_columns, title, ["input", "reconstruction"] * n_rows)
 
 
 def interpolations(starts: Tensor, paths: Tensor, ends: Tensor, title: str = "") -> Figure:

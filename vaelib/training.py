@@ -122,6 +122,11 @@ def _shuffle(n_images: int, seed: int) -> torch.Tensor:
     return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
 
 
+def step_seed(seed: int, step: int) -> int:
+    """The seed of all noise of one step."""
+    return _seed(seed, 2, step)
+
+
 def _seed(*parts: int) -> int:
     """One 63-bit seed from several small numbers (a multiplicative hash, so none repeat)."""
     value = 0
@@ -184,7 +189,7 @@ def fit(
     )
     for step in progress:
         # draw the global batch and its noise, and keep this process's slice
-        generator.manual_seed(_seed(config.seed, 2, step))
+        generator.manual_seed(step_seed(config.seed, step))
         indices = batch_indices(step, len(train), config).to(device)
         x = seen_by(model, train.images[indices], generator)[mine]  # (B, C, H, W)
         eps = torch.randn(config.batch_size, model.latent_dim, generator=generator, device=device)
