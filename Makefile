@@ -6,6 +6,8 @@ ROOT = $(shell test "$$(id -u)" = 0 && echo --allow-root)
 lab: .venv/ready
 	$(BIN)/jupyter lab $(ROOT) notebooks/00-start-here.ipynb
 
+# two workers with one thread each: threads of two workers on one core wait for each other
+test: export OMP_NUM_THREADS = 1
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

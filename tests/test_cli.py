@@ -114,6 +114,12 @@ def test_evaluate_writes_compares_and_refuses_what_differs(run, capsys, monkeypa
     assert "written" in capsys.readouterr().out
     main(["evaluate", str(run)])
     assert "agrees" in capsys.readouterr().out
+    main(["evaluate", str(run), "--overwrite"])
+    assert "test_quick written" in capsys.readouterr().out
+    main(["evaluate", str(run), "--offline"])
+    assert "val_offline written" in capsys.readouterr().out
+    main(["evaluate", str(run), "--full"])
+    assert "test_full written" in capsys.readouterr().out
     path = run / "metrics.json"
     blocks = json.loads(path.read_text())
     blocks["test_quick"]["neg_elbo"][0] += 1.0
@@ -155,7 +161,7 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--data", "mnist-5k", "-e", run], "not an empty folder"),
         (["train", "--resume", "-e", tmp_path / "none"], "nothing to resume"),
         (["train", "--resume"], "nothing to resume"),
-        (["evaluate", "mnist-9d"], "no checkpoint"),
+        (["evaluate", "mnist-9d", "--full"], "no checkpoint"),
         (["info", tmp_path], "is not there"),
         (["figures", "mnist-9d"], "mnist-2d"),
         (["data", "imagenet"], "mnist-5k"),

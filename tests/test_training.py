@@ -38,7 +38,7 @@ def same_weights(a: VAE, b: VAE) -> bool:
 
 
 def test_overfits_four_images_to_a_fraction_of_their_nats():
-    four = load("mnist-5k", "train").images[[0, 900, 1700, 3000]]
+    four = load("mnist-5k", "train").images[[0, 1, 2, 3]]
     four = torch.where(four > 127, 255, 0).to(torch.uint8)  # black and white: nothing to draw
     data = {"train": Images("four", "train", four), "val": Images("four", "val", four)}
     config = TrainConfig(steps=300, batch_size=8, lr=5e-3, eval_every=300, precision="fp32")

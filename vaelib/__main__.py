@@ -1,5 +1,6 @@
 """The command line: `vaelib train | sample | evaluate | info | figures | data`."""
 
+import os
 import sys
 import time
 import warnings
@@ -25,9 +26,10 @@ class UsageError(ValueError):
 def train(run_dir: str | None, resume: bool, **recipe) -> None:
     """Train a recipe into a run folder, which is then a checkpoint like any other."""
     folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one minds the files
     if resume:
         recipe = read_recipe(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder: name another -e, or add --resume")
     model_keys = dict(recipe)
     fields = training.TrainConfig.__dataclass_fields__
@@ -36,8 +38,11 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     images = {split: data.load(name, split) for split in ("train", "val")}
     torch.manual_seed(config.seed)
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
-    checkpoints.write_text(folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False))
+    if first:
+        checkpoints.write_text(folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False))
     history = training.fit(model, images, config, folder, resume)
+    if not first:
+        return
     best = max(history.rows, key=lambda row: row["val_elbo"])
     print(
         f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {name} val, at step {best['step']:,}.\n"
@@ -117,14 +122,7 @@ def sample(
 
 
 def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bool = False) -> None:
-    """Recompute a block of metrics.json and compare; write it where it is missing.
-
-    Args:
-        name: a published checkpoint, or a run folder.
-        full: the block test_full: 5,000 samples on all test images (an hour on two cores).
-        offline: the block val_offline: the 5,000 validation digits, which need no download.
-        overwrite: replace the block in metrics.json.
-    """
+    """Recompute a block of metrics.json and compare; write it where it is missing."""
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     source = read_recipe(folder)["data"]
@@ -237,6 +235,11 @@ def train_parser() -> ArgumentParser:
     return parser
 
 
+EVALUATE_FLAGS = {
+    "full": "the block test_full: 5,000 samples on all test images (an hour on two cores)",
+    "offline": "the block val_offline: the 5,000 validation digits, which need no download",
+    "overwrite": "replace the block in metrics.json",
+}
 COMMANDS = {
     "sample": sample,
     "evaluate": evaluate,
@@ -253,7 +256,11 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
     commands.add_subcommand("train", train_parser(), help=train.__doc__)
     for name, function in COMMANDS.items():
         sub = ArgumentParser(exit_on_error=False)
-        if function is figures:
+        if function is evaluate:
+            sub.add_argument("name", help="a published checkpoint, or a run folder")
+            for flag, what in EVALUATE_FLAGS.items():
+                sub.add_argument(f"--{flag}", action="store_true", help=what)
+        elif function is figures:
             sub.add_argument("names", nargs="*", help="published checkpoints; none: all of them")
         else:
             sub.add_function_arguments(function, as_positional=True, as_group=False)

