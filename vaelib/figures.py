@@ -4,16 +4,26 @@ Grids of images are tiled into one array first: one `imshow` is a hundred times 
 a hundred axes, and gives the same picture.
 """
 
+import io
 import math
 
+import matplotlib.figure
 import numpy as np
 import seaborn as sns
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 BLUE, ORANGE, GREY = "#0173b2", "#de8f05", "#777777"  # seaborn's colour-blind palette
 PIXEL_RANGE = {"vmin": 0.0, "vmax": 1.0, "cmap": "gray"}
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib Figure that shows itself in a notebook, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", dpi=80)
+        return stream.getvalue()
 
 
 def tile(images: Tensor, n_columns: int, gap: int = 2) -> np.ndarray:

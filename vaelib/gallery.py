@@ -7,12 +7,12 @@ real digits are binarised, and so are the digits that are encoded.
 from typing import Literal
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from vaelib import checkpoints, figures, latents
 from vaelib.data import Images
 from vaelib.evaluation import elbo_terms, seen_by
+from vaelib.figures import Figure
 
 MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
 
