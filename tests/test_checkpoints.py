@@ -181,7 +181,7 @@ def test_tampered_refused_silent_and_missing_are_one_line(without_clone, tmp_pat
             with pytest.raises(CheckpointError, match="can't be fetched") as caught:
                 checkpoints.load_checkpoint("model")
             assert "\n" not in str(caught.value)
-    assert cached(tmp_path) == set()
+    assert "config.json" not in cached(tmp_path)  # what is whole and right is kept
 
 
 def test_manifest_is_of_the_published_files():

@@ -206,7 +206,7 @@ def read_recipe(folder: Path) -> dict:
     """The recipe in a run's or checkpoint's folder."""
     path = folder / RECIPE
     if not path.exists():
-        raise UsageError(f"{path} is not there: this folder holds no run")
+        raise UsageError(f"{path} is not there: no run here, nothing to resume or redraw")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
