@@ -179,7 +179,11 @@ def fit(
     autocast = torch.autocast(device.type, torch.bfloat16, use_bf16(config.precision, device))
     generator = torch.Generator(device)
     mine = slice(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
-    board = _tensorboard(run_dir) if config.tensorboard and run_dir else None
+    board = None
+    if config.tensorboard and run_dir:
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(run_dir / "tensorboard")
     running = torch.zeros((), device=device)
     began, seen_at = time.perf_counter(), start
 
@@ -294,9 +298,3 @@ def draw_samples(model, path: Path, device) -> None:
     z = torch.randn(64, model.latent_dim, generator=torch.Generator().manual_seed(0))
     with checkpoints.atomic(path) as temporary:
         save_image(model.decode(z.to(device)).mean, temporary, format="png")
-
-
-def _tensorboard(run_dir: Path):
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(run_dir / "tensorboard")
