@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from vaelib import checkpoints
+from vaelib import checkpoints, data, evaluation
 from vaelib.__main__ import main
 from vaelib.models import VAE
 
@@ -208,3 +208,44 @@ def test_published_recipes_are_whole():
         history = checkpoints.read_json(name, "history.json")
         assert history[-1]["step"] == recipe["steps"]
         assert torch.isfinite(torch.tensor([row["val_elbo"] for row in history])).all()
+
+
+def test_minutes_write_a_recipe_in_steps_that_replays_them(run, tmp_path):
+    clocked, again = tmp_path / "clocked", tmp_path / "again"
+    main(["train", "-c", str(run / "train.yaml"), "-e", str(clocked), "--minutes", "0.04"])
+    recipe = yaml.safe_load((clocked / "train.yaml").read_text())
+    assert recipe["minutes"] is None
+    assert recipe["steps"] > 10
+    main(["train", "-c", str(clocked / "train.yaml"), "-e", str(again)])
+    for name in ("model.safetensors", "train.yaml"):
+        assert (again / name).read_bytes() == (clocked / name).read_bytes()
+
+
+def test_an_interrupted_full_evaluation_goes_on(run, tmp_path, monkeypatch):
+    # 230 digits with 8 samples: killed after 100, the rest is computed and agrees with one go
+    digits, real = data.load("mnist-5k", "val").subset(230), evaluation.evaluate
+    folder = shutil.copytree(run, tmp_path / "run")
+    monkeypatch.setattr(data, "load_held_out", lambda _: digits)
+
+    def few(model, images, n_importance, *rest, **kwargs):
+        return real(model, images, 8, *rest, **kwargs)
+
+    def killed(model, images, n_importance, *rest, keep, **kwargs):
+        def once(bounds):
+            keep(bounds)
+            raise KeyboardInterrupt
+
+        return few(model, images, n_importance, *rest, keep=once, **kwargs)
+
+    monkeypatch.setattr(evaluation, "compiled", lambda function: function)
+    monkeypatch.setattr(evaluation, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(["evaluate", str(folder), "--full"])
+    kept = json.loads((folder / "test_full.partial.json").read_text())
+    assert len(kept["bounds"]) == 100
+    monkeypatch.setattr(evaluation, "evaluate", few)
+    main(["evaluate", str(folder), "--full"])
+    assert not (folder / "test_full.partial.json").exists()
+    block = json.loads((folder / "metrics.json").read_text())["test_full"]
+    whole = few(VAE.from_pretrained(folder), digits, 8, None, fast=True)
+    assert block["bound"]["neg_log_px"] == whole["bound"]["neg_log_px"]

@@ -13,7 +13,7 @@ from vaelib import checkpoints
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "blocks", "likelihoods", "models", "objectives", "data", "evaluation", "checkpoints",
-    "training", "latents", "figures", "gallery", "widgets", "exercises", "__main__",
+    "recipes", "training", "latents", "figures", "gallery", "widgets", "exercises", "__main__",
 ]  # fmt: skip
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("notebooks/*.ipynb")])
 

@@ -10,9 +10,10 @@ import warnings
 import pytest
 import torch
 
-from vaelib import training
+from vaelib import recipes, training
 from vaelib.data import Images, load
 from vaelib.models import VAE, CheckpointError
+from vaelib.recipes import HUNDREDTHS, moments
 from vaelib.training import TrainConfig, TrainingError, fit
 
 
@@ -124,7 +125,7 @@ def test_every_image_comes_once_an_epoch(n, batch_size):
 
 def test_schedules():
     config = TrainConfig(steps=1000, lr=1.0, beta=4.0, kl_warmup=100)
-    rates = [training.learning_rate(t, config) for t in range(1000)]
+    rates = [training.learning_rate(m.done, config) for m in moments(config, 0, [], 0.0)]
     assert rates[49] == pytest.approx(0.5)
     assert max(rates) == rates[99] == pytest.approx(1.0)
     assert rates[549] == pytest.approx(0.5)  # half-way down the cosine
@@ -134,16 +135,63 @@ def test_schedules():
     assert training.kl_weight(0, TrainConfig()) == 1.0
 
 
+def test_a_clocked_run_ends_in_time_and_its_recipe_replays_it(splits):
+    clocked, replayed = small(), small()
+    history = quiet_fit(clocked, splits, TrainConfig(minutes=0.05, batch_size=8))
+    assert len(history.pace) == HUNDREDTHS
+    assert history.rows[-1]["seconds"] < 2 * 60 * 0.05  # the budget and the last look
+    assert len(history.rows) == 5
+    steps = history.rows[-1]["step"]
+    again = quiet_fit(replayed, splits, TrainConfig(steps=steps, pace=history.pace, batch_size=8))
+    assert again.column("val_elbo") == history.column("val_elbo")
+    assert same_weights(clocked, replayed)
+
+
+def test_the_clock_moves_the_schedule(monkeypatch):
+    # a compile of 30 s, then half a second a step, one second after half of the steps
+    now = [0.0]
+    monkeypatch.setattr(recipes.time, "perf_counter", lambda: now[0])
+    pace, seen = [], []
+    for moment in moments(TrainConfig(minutes=1.5), 0, pace, 0.0):
+        seen.append(moment)
+        now[0] += 30 if moment.step == 0 else 0.5 if moment.step <= 60 else 1.0
+    assert now[0] <= 90 + 1
+    assert seen[30].done == pytest.approx(0.25, abs=0.02)  # 15 of 60 s
+    assert seen[60].done == pytest.approx(0.5, abs=0.02)
+    assert seen[75].done == pytest.approx(0.75, abs=0.03)
+    assert seen[-1].done == 1.0
+    assert [m.step for m in seen] == list(range(len(seen)))
+    replay = moments(TrainConfig(steps=len(seen), pace=pace), 0, [], 0.0)
+    assert list(replay) == seen
+
+
+def test_a_killed_clocked_run_goes_on_for_the_rest_of_its_time(splits, tmp_path):
+    config = TrainConfig(minutes=0.05, batch_size=8)
+
+    def kill(history):
+        if len(history.rows) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        quiet_fit(small(), splits, config, tmp_path, on_eval=kill)
+    resumed, replayed = small(seed=9), small()
+    history = quiet_fit(resumed, splits, config, tmp_path, resume=True)
+    assert len(history.pace) == HUNDREDTHS
+    steps = history.rows[-1]["step"]
+    quiet_fit(replayed, splits, TrainConfig(steps=steps, pace=history.pace, batch_size=8))
+    assert same_weights(resumed, replayed)
+
+
 def test_collapse_is_said(splits):
     config = TrainConfig(steps=60, batch_size=32, eval_every=60, beta=1000.0)
     with pytest.warns(UserWarning, match="whole posterior has collapsed"):
         fit(small(), splits, config)
     row = {"step": 5, "beta": 1.0, "active_units": 1, "val_kl": 3.0}
     with pytest.warns(UserWarning, match="3 of 4 latent dimensions"):
-        training.warn_of_collapse(row, small(), TrainConfig(steps=5))
+        training.warn_of_collapse(row, small(), TrainConfig(), last=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        training.warn_of_collapse(row | {"active_units": 4}, small(), TrainConfig(steps=5))
+        training.warn_of_collapse(row | {"active_units": 4}, small(), TrainConfig(), last=True)
 
 
 def test_divergence_is_diagnosed(splits, tmp_path):
@@ -155,7 +203,16 @@ def test_divergence_is_diagnosed(splits, tmp_path):
 
 
 def test_bad_settings_are_refused():
-    for bad in ({"steps": 0}, {"lr": -1.0}, {"batch_size": 0}, {"beta": -0.1}, {"lr": math.nan}):
+    for bad in (
+        {"steps": 0},
+        {"lr": -1.0},
+        {"batch_size": 0},
+        {"beta": -0.1},
+        {"lr": math.nan},
+        {"minutes": 0},
+        {"minutes": math.nan},
+        {"pace": [3, 2, 1]},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             TrainConfig(**bad)
 
@@ -176,6 +233,7 @@ TWO = """
 import sys, torch, warnings
 from vaelib.data import load
 from vaelib.models import VAE
+from vaelib.recipes import HUNDREDTHS, moments
 from vaelib.training import TrainConfig, fit
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)

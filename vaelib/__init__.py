@@ -1,7 +1,7 @@
 """Variational autoencoders to see, touch and check.
 
 The modules in the order of their dependencies; each imports only those before it:
-blocks, likelihoods, models, objectives, data, evaluation, checkpoints, training, latents,
+blocks, likelihoods, models, objectives, data, evaluation, checkpoints, recipes, training, latents,
 figures, gallery, widgets, exercises, __main__.
 """
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from vaelib import checkpoints, data, evaluation, gallery, training
 from vaelib.models import VAE, CheckpointError
 
-RECIPE, METRICS = "train.yaml", "metrics.json"
+PARTIAL = "test_full.partial.json"
 ASSETS = checkpoints.PUBLISHED.parent / "readme-assets"
 FOLDERS = {"mnist": "MNIST"}  # readme-assets' folder of each data set
 
@@ -28,7 +27,7 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one minds the files
     if resume:
-        recipe = read_recipe(folder)
+        recipe = checkpoints.read_recipe(folder)
     elif first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder: name another -e, or add --resume")
     model_keys = dict(recipe)
@@ -39,10 +38,15 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     torch.manual_seed(config.seed)
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
     if first:
-        checkpoints.write_text(folder / RECIPE, yaml.safe_dump(recipe, sort_keys=False))
+        checkpoints.write_recipe(folder, recipe)
     history = training.fit(model, images, config, folder, resume)
     if not first:
         return
+    if config.minutes:  # what came of the clock, in steps
+        steps = history.rows[-1]["step"]
+        checkpoints.write_recipe(
+            folder, recipe | {"steps": steps, "minutes": None, "pace": history.pace}
+        )
     best = max(history.rows, key=lambda row: row["val_elbo"])
     print(
         f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {name} val, at step {best['step']:,}.\n"
@@ -104,15 +108,15 @@ def sample(
             model, label, None, n_interpolate, path=path, seed=seed, **count
         )
     else:
-        images = data.load_held_out(read_recipe(folder)["data"], fallback=True)
+        images = data.load_held_out(checkpoints.read_recipe(folder)["data"], fallback=True)
         if mode == "interpolate":
             figure = gallery.interpolate(
                 model, label, images, n_interpolate, path=path, seed=seed, **count
             )
         elif mode == "traverse":
             figure = gallery.traverse(
-                model, label, images, known_kl(folder), n_traverse, traverse_range, traverse_dim,
-                seed=seed, **count,
+                model, label, images, checkpoints.known_kl(folder), n_traverse, traverse_range,
+                traverse_dim, seed=seed, **count,
             )  # fmt: skip
         elif mode == "reconstruct":
             figure = gallery.reconstruct(model, label, images, seed=seed, **count)
@@ -125,7 +129,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     """Recompute a block of metrics.json and compare; write it where it is missing."""
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    source = read_recipe(folder)["data"]
+    source = checkpoints.read_recipe(folder)["data"]
     block_name = "test_full" if full else "val_offline" if offline else "test_quick"
     try:
         images = data.load(source, "val") if offline else data.load_held_out(source)
@@ -134,23 +138,40 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
             raise
         print(f"{error} Going on with the val_offline block.")
         block_name, images = "val_offline", data.load(source, "val")
-    if full:
-        block = evaluation.evaluate(model, images, 5000, None, fast=True)
-    else:
-        block = evaluation.evaluate(model, images)
+    block = evaluate_fully(model, images, folder) if full else evaluation.evaluate(model, images)
     for line in evaluation.report(block):
         print(line)
-    blocks = checkpoints.read_json(folder, METRICS) or {}
+    path = folder / checkpoints.METRICS
+    blocks = checkpoints.read_json(folder, path.name) or {}
     old = blocks.get(block_name)
     if old is None or overwrite:
         blocks[block_name] = block
-        checkpoints.write_json(folder / METRICS, dict(sorted(blocks.items())))
-        print(f"{folder / METRICS}: {block_name} written")
-        return
-    differences = evaluation.compare(old, block)
-    if differences:
-        raise UsageError(f"{block_name} differs from {folder / METRICS}: {'; '.join(differences)}")
-    print(f"{block_name} agrees with {folder / METRICS} within {evaluation.TOLERANCE} nats")
+        checkpoints.write_json(path, dict(sorted(blocks.items())))
+        print(f"{path}: {block_name} written")
+    elif differences := evaluation.compare(old, block):
+        raise UsageError(f"{block_name} differs from {path}: {'; '.join(differences)}")
+    else:
+        print(f"{block_name} agrees with {path} within {evaluation.TOLERANCE} nats")
+    if full:
+        (folder / PARTIAL).unlink(missing_ok=True)
+
+
+def evaluate_fully(model: VAE, images: data.Images, folder: Path) -> dict:
+    """The block test_full; what is done of it is kept in the folder, and gone on with."""
+    began, weights = time.perf_counter(), checkpoints.sha256(folder / checkpoints.WEIGHTS)
+    partial = checkpoints.read_json(folder, PARTIAL) or {}
+    if partial.get("weights") != weights:
+        partial = {"weights": weights, "seconds": 0.0, "bounds": []}
+
+    def keep(bounds: torch.Tensor) -> None:
+        seconds = partial["seconds"] + time.perf_counter() - began
+        kept = {"weights": weights, "seconds": seconds, "bounds": bounds.tolist()}
+        checkpoints.write_json(folder / PARTIAL, kept)
+
+    known = torch.tensor(partial["bounds"])
+    block = evaluation.evaluate(model, images, 5000, None, fast=True, known=known, keep=keep)
+    block["made_with"]["seconds"] += round(partial["seconds"], 1)
+    return block
 
 
 def info(name: str) -> None:
@@ -165,9 +186,9 @@ def info(name: str) -> None:
         n = sum(p.numel() for p in getattr(model, part).parameters())
         print(f"{part}: {n:,} parameters")
     print(f"weights: {(folder / checkpoints.WEIGHTS).stat().st_size / 1e6:.2f} MB\n")
-    if (folder / RECIPE).exists():
-        print((folder / RECIPE).read_text())
-    for block_name, block in (checkpoints.read_json(folder, METRICS) or {}).items():
+    if (folder / checkpoints.RECIPE).exists():
+        print((folder / checkpoints.RECIPE).read_text())
+    for block_name, block in (checkpoints.read_json(folder, checkpoints.METRICS) or {}).items():
         print("\n".join([block_name, *evaluation.report(block)]))
 
 
@@ -182,7 +203,7 @@ def figures(names: list[str]) -> None:
             raise UsageError(
                 f"no published checkpoint {name!r}; there are: {', '.join(checkpoints.published())}"
             )
-        source = read_recipe(checkpoints.find(name))["data"]
+        source = checkpoints.read_recipe(checkpoints.find(name))["data"]
         pictures = gallery.published_figures(name, data.load(source, "test"))
         for kind, figure in pictures.items():
             print(save_figure(figure, ASSETS / FOLDERS[source] / f"{name}-{kind}.png"))
@@ -200,20 +221,6 @@ def show_data(name: str) -> None:
     for images in [data.load(name, split) for split in splits]:
         shape = "x".join(map(str, images.images.shape[1:]))
         print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
-
-
-def read_recipe(folder: Path) -> dict:
-    """The recipe in a run's or checkpoint's folder."""
-    path = folder / RECIPE
-    if not path.exists():
-        raise UsageError(f"{path} is not there: no run here, nothing to resume or redraw")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def known_kl(folder: Path) -> list[float] | None:
-    """KL per dimension as metrics.json has it, where there is one."""
-    blocks = checkpoints.read_json(folder, METRICS) or {}
-    return next((block["kl_per_dim"] for block in blocks.values()), None)
 
 
 def save_figure(figure, path: Path) -> Path:
@@ -268,7 +275,7 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
     arguments = list(arguments)
     for i, argument in enumerate(arguments[:-1]):
         if argument in ("-c", "--config") and not Path(arguments[i + 1]).is_file():
-            arguments[i + 1] = str(checkpoints.find(arguments[i + 1]) / RECIPE)
+            arguments[i + 1] = str(checkpoints.find(arguments[i + 1]) / checkpoints.RECIPE)
     chosen = parser.parse_args(arguments)
     return chosen.subcommand, chosen[chosen.subcommand].as_dict()
 

@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from vaelib.models import CONFIG, VAE, WEIGHTS, CheckpointError, read_safetensors
 
 PUBLISHED = Path(__file__).parent.parent / "checkpoints"  # there in a clone alone
 MANIFEST = Path(__file__).parent / "manifest.json"
-FILES = (CONFIG, WEIGHTS, "train.yaml", "history.json", "metrics.json")
+RECIPE, METRICS = "train.yaml", "metrics.json"
+FILES = (CONFIG, WEIGHTS, RECIPE, "history.json", METRICS)
 ADDRESS = ""  # where the published checkpoints are served; $VAELIB_CHECKPOINTS overrides it
 TIMEOUT = 10.0  # seconds without a byte before a download is given up
 
@@ -118,14 +120,37 @@ def read_json(name_or_path: str | Path, file: str):
         raise CheckpointError(f"{path} is no JSON ({error}); fetch it again") from error
 
 
+def read_recipe(folder: Path) -> dict:
+    """The recipe in a run's or checkpoint's folder."""
+    path = folder / RECIPE
+    if not path.exists():
+        raise CheckpointError(f"{path} is not there: no run here, nothing to resume or redraw")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def write_recipe(folder: Path, recipe: dict) -> None:
+    """Write a recipe as YAML, each list on one line where it fits."""
+    text = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=100)
+    write_text(folder / RECIPE, text)
+
+
+def known_kl(folder: Path) -> list[float] | None:
+    """KL per dimension as metrics.json has it, where there is one."""
+    blocks = read_json(folder, METRICS) or {}
+    return next((block["kl_per_dim"] for block in blocks.values()), None)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write_manifest() -> None:
     """Note the SHA-256 of every published file in the package's manifest."""
     write_json(
         MANIFEST,
         {
-            folder.name: {
-                name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES
-            }
+            folder.name: {name: sha256(folder / name) for name in FILES}
             for folder in sorted(PUBLISHED.iterdir())
             if (folder / WEIGHTS).exists()
         },
@@ -146,7 +171,7 @@ def results_table() -> str:
     ]
     for name in published():
         size = (find(name) / WEIGHTS).stat().st_size / 1e6
-        blocks = read_json(name, "metrics.json")
+        blocks = read_json(name, METRICS)
         for block_name, block in blocks.items():
             bound, n = block["bound"], block["n_images"]
             of = "" if bound["n_images"] == n else f", first {bound['n_images']:,} images"

@@ -7,6 +7,7 @@ nothing depends on the batch size. It is drawn on the CPU: the same on every dev
 import math
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,19 +59,28 @@ def _noisy(model, images: Images, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def importance_weighted_bound(
-    model, x: Tensor, n_importance: int, seed: int = 0, chunk: int = 250, function=None
+    model,
+    x: Tensor,
+    n_importance: int,
+    seed: int = 0,
+    chunk: int = 250,
+    function=None,
+    known: Tensor | None = None,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """log (1/K) sum_k p(x, z_k) / q(z_k | x) with z_k from q(z | x): a bound on log p(x).
 
     Its mean rises with K to log p(x). Image i draws its noise from (seed, i), and at most
-    `chunk` latents are decoded at once. `function` may be a compiled `log_weights`.
+    `chunk` latents are decoded at once. `function` may be a compiled `log_weights`. The
+    bounds of the first images may be `known`; `keep` gets all so far, every 100 images.
     Shapes: x (N, C, H, W) as the model sees it -> (N,) on the CPU. Units: nats per image.
     Source: Burda et al. 2016, equation 8.
     """
     function = function or log_weights
     device = next(model.parameters()).device
-    bounds = []
-    for i in tqdm(range(len(x)), unit="image", leave=False, disable=n_importance * len(x) < 1e5):
+    bounds = [] if known is None else list(known.unsqueeze(1))
+    rest = range(len(bounds), len(x))
+    for i in tqdm(rest, unit="image", leave=False, disable=n_importance * len(rest) < 1e5):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
         eps_all = torch.randn(n_importance, 1, model.latent_dim, generator=generator)
         x_i = x[i : i + 1].to(device)  # (1, C, H, W)
@@ -78,6 +88,8 @@ def importance_weighted_bound(
         log_w = [function(model, x_i, q_z, eps.to(device)) for eps in eps_all.split(chunk)]
         # log (1/K) sum_k w_k
         bounds.append(torch.cat(log_w).logsumexp(0).cpu() - math.log(n_importance))
+        if keep and len(bounds) % 100 == 0:
+            keep(torch.cat(bounds))
     return torch.cat(bounds)
 
 
@@ -114,11 +126,14 @@ def evaluate(
     n_bound_images: int | None = 1000,
     seed: int = 0,
     fast: bool = False,
+    known: Tensor | None = None,
+    keep: Callable[[Tensor], None] | None = None,
 ) -> dict:
     """One block of metrics: the ELBO on all images, the bound on the first few, in nats.
 
     `fast` computes the bound with a compiled decoder in bf16 where the processor has it;
-    the block says so. Pairs are [mean over images, standard error over images].
+    the block says so. `known` and `keep`: see `importance_weighted_bound`.
+    Pairs are [mean over images, standard error over images].
     """
     began = time.perf_counter()
     terms, q_z = elbo_terms(model, images, seed)
@@ -127,8 +142,9 @@ def evaluate(
     device = next(model.parameters()).device
     bf16 = fast and use_bf16("auto", device)
     with torch.autocast(device.type, torch.bfloat16, bf16):
+        function = compiled(log_weights) if fast else None
         bound = importance_weighted_bound(
-            model, x, n_importance, seed, function=compiled(log_weights) if fast else None
+            model, x, n_importance, seed, function=function, known=known, keep=keep
         )
     return {
         "data": images.name,

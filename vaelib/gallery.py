@@ -133,7 +133,7 @@ def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
 def published_figures(name: str, images: Images) -> dict[str, Figure]:
     """Every picture of a published checkpoint, by the kind that ends its file name."""
     model = checkpoints.load_checkpoint(name)
-    metrics = checkpoints.read_json(name, "metrics.json") or {}
+    metrics = checkpoints.read_json(name, checkpoints.METRICS) or {}
     kl_per_dim = next((block["kl_per_dim"] for block in metrics.values()), None)
     pictures = {
         "samples": sample(model, name),
