@@ -1,4 +1,5 @@
-# make lab: open the walkthrough; make test: run everything; make figures: redraw every picture
+# make lab: open the walkthrough; make test: run everything; make figures: redraw every picture;
+# make bench: measure speed (20 minutes), make bench-full: all of it (2 hours)
 PYTHON ?= python3
 BIN = .venv/bin
 ROOT = $(shell test "$$(id -u)" = 0 && echo --allow-root)
@@ -18,6 +19,12 @@ test: .venv/ready
 figures: .venv/ready
 	$(BIN)/vaelib figures
 
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench.py
+
+bench-full: .venv/ready
+	$(BIN)/python benchmarks/bench.py --full
+
 # made once, and again only when the list of dependencies changes; what is installed in .venv
 # already (another build of PyTorch, say) is kept
 .venv/ready: pyproject.toml
@@ -29,4 +36,4 @@ figures: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-.PHONY: lab test figures
+.PHONY: lab test figures bench bench-full

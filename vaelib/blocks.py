@@ -40,7 +40,8 @@ class Upsample(nn.Module):
     """Sub-pixel convolution (Shi et al. 2016): (B, in, H, W) -> (B, out, 2H, 2W).
 
     A 3x3 convolution writes four channels for each output channel; PixelShuffle lays them
-    out as 2x2 pixels. It costs a quarter of a convolution at the larger size.
+    out as 2x2 pixels: as many multiplications as one convolution at the larger size, but a
+    kernel of its own for each of the four.
     """
 
     def __init__(self, in_channels: int, out_channels: int):

@@ -174,7 +174,10 @@ def results_table() -> str:
         blocks = read_json(name, METRICS)
         for block_name, block in blocks.items():
             bound, n = block["bound"], block["n_images"]
-            of = "" if bound["n_images"] == n else f", first {bound['n_images']:,} images"
+            of = ""
+            if bound["n_images"] != n:
+                there = bound["neg_elbo_same_images"][0]
+                of = f"; first {bound['n_images']:,} images, whose -ELBO is {there:.2f}"
             cells = [
                 f"`{name}`", len(block["kl_per_dim"]), f"{size:.1f}", block_name,
                 f"{n:,} {block['data']} {block['split']}",

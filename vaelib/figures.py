@@ -104,7 +104,7 @@ def manifold(images: Tensor, ticks: Tensor, title: str = "") -> Figure:
     figure = image_grid(images, n, title, gap=0, inches=0.32)
     axes = figure.axes[0]
     height, width = images.shape[-2:]
-    shown = range(0, n, max(1, n // 6))
+    shown = sorted({round(i) for i in np.linspace(0, n - 1, min(n, 7))})  # the ends included
     labels = [f"{ticks[i]:.1f}" for i in shown]
     axes.set_xticks([(i + 0.5) * width for i in shown], labels)
     axes.set_yticks([(n - i - 0.5) * height for i in shown], labels)
@@ -124,7 +124,7 @@ def latent_map(means: Tensor, labels: Tensor, title: str = "", limit: float = 4.
     order = torch.randperm(len(means), generator=torch.Generator().manual_seed(0))  # fair overlap
     z, digits = means[order].cpu().numpy(), labels[order].cpu().numpy()
     sns.scatterplot(
-        x=z[:, 0], y=z[:, 1], hue=digits, palette=sns.color_palette("tab10", digits.max() + 1),
+        x=z[:, 0], y=z[:, 1], hue=digits, palette=sns.color_palette("colorblind", digits.max() + 1),
         s=6, linewidth=0, alpha=0.7, legend="full", ax=axes,
     )  # fmt: skip
     angle = np.linspace(0, 2 * np.pi, 200)
@@ -133,6 +133,11 @@ def latent_map(means: Tensor, labels: Tensor, title: str = "", limit: float = 4.
         axes.annotate(
             rf"{radius}$\sigma$", (0, -radius), fontsize=8, ha="center", va="center",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+        )  # fmt: skip
+    for digit in np.unique(digits):  # colour alone does not tell ten classes apart
+        axes.annotate(
+            str(digit), np.median(z[digits == digit], 0), fontsize=10, weight="bold",
+            ha="center", va="center", bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white"},
         )  # fmt: skip
     outside = int((np.abs(z) > limit).any(1).sum())
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=title)

@@ -36,7 +36,7 @@ class TrainConfig:
         where the processor computes in it.
     compile : use torch.compile where there is a compiler.
     eval_every : steps between looks at the validation split; a clocked run looks at each
-        fifth of its time.
+        tenth of its time.
     seed : of everything random.
     tensorboard : also write TensorBoard files into the run folder.
     """
@@ -94,14 +94,14 @@ def moments(config: TrainConfig, start: int, pace: list[int], seconds: float) ->
             done, look = (step + 1) / config.steps, (step + 1) % config.eval_every == 0
             if config.pace:
                 done = bisect_right(config.pace, step) / HUNDREDTHS
-                look = step in config.pace[20::20]
+                look = step in config.pace[10::10]
             yield Moment(step, done, look or step + 1 == config.steps)
         return
     end = time.perf_counter() + 60 * config.minutes - seconds
     step, before, hundredth, first = start, len(pace), len(pace) + 1, None
     while hundredth <= HUNDREDTHS:
         pace += [step] * (hundredth - len(pace))
-        yield Moment(step, hundredth / HUNDREDTHS, step in pace[20::20])
+        yield Moment(step, hundredth / HUNDREDTHS, step in pace[10::10])
         now = time.perf_counter()
         first = first or now
         passed = (now - first) / (end - first) if now < end else 1.0

@@ -1,0 +1,310 @@
+"""Measures what README.md here reports: `make bench`, or `make bench-full` for everything.
+
+Every measurement is a process of its own, one at a time. Beside each stands the load that
+other processes put on the cores meanwhile. Results are kept in results.json as they come.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+
+# which model to train when there are so many seconds; the schedule is `recipes.in_minutes`'s
+MODELS = {
+    10: {"backbone": "mlp", "hidden": 500, "latent_dim": 32},
+    30: {"widths": (16, 32), "latent_dim": 32},
+    60: {"widths": (16, 32), "latent_dim": 32},
+    120: {"widths": (24, 48), "latent_dim": 32},
+    300: {"widths": (32, 64), "latent_dim": 50},
+    600: {"widths": (32, 64), "latent_dim": 50},
+}
+
+
+# -- what runs in a process of its own -----------------------------------------------------------
+
+
+def nats(seconds: int, seed: int, plain: bool) -> dict:
+    """Test -ELBO after so many seconds of wall clock, data loading and compiling included."""
+    import torch
+
+    import vaelib
+    from vaelib import evaluation, recipes
+
+    began = time.perf_counter()
+    torch.manual_seed(seed)
+    splits = {name: vaelib.load("mnist", name) for name in ("train", "val")}
+    left = seconds - (time.perf_counter() - began)
+    if plain:
+        import baseline
+
+        model = baseline.Plain()
+        steps = baseline.train(model, splits["train"].images, left) // 128
+    else:
+        model = vaelib.VAE(**MODELS[seconds])
+        config = recipes.in_minutes(vaelib.TrainConfig(seed=seed), left / 60)
+        steps = vaelib.fit(model, splits, config).rows[-1]["step"]
+    terms, _ = evaluation.elbo_terms(model.eval(), vaelib.load("mnist", "test"))
+    return {"nats": -terms.elbo.mean().item(), "steps": steps}
+
+
+def throughput(model: dict, plain: bool, images: int = 40_000) -> dict:
+    """Images a second in training and in evaluation, the first batches aside."""
+    import torch
+
+    import vaelib
+    from vaelib import evaluation
+
+    torch.manual_seed(0)
+    net, train = vaelib.VAE(**model), vaelib.load("mnist", "train")
+    test = vaelib.load("mnist", "test")
+    if plain:
+        import baseline
+
+        baseline.train(net, train.images, 2.0)
+        began = time.perf_counter()
+        seen = baseline.train(net, train.images, 15.0)
+        training = seen / (time.perf_counter() - began)
+        began = time.perf_counter()
+        baseline.evaluate(net.eval(), test.images)
+    else:
+        steps = images // 128
+        splits = {"train": train, "val": test.subset(100)}
+        config = vaelib.TrainConfig(steps=4 * steps, eval_every=steps, batch_size=128, compile=True)
+        history = vaelib.fit(net, splits, config)
+        training = statistics.median(history.column("images_per_s")[1:])
+        began = time.perf_counter()
+        evaluation.elbo_terms(net, test)
+    return {"train": training, "evaluate": len(test) / (time.perf_counter() - began)}
+
+
+def peak(kind: str, precision: str) -> dict:
+    """The best rate of this machine in GFLOP/s: a matrix product or a 3x3 convolution."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if kind == "matrix":
+        a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
+        run, flop = "a @ b", 2 * 2048**3
+    else:
+        a = torch.randn(64, 128, 28, 28, dtype=dtype).to(memory_format=torch.channels_last)
+        b = torch.nn.Conv2d(128, 128, 3, padding=1, bias=False).to(dtype=dtype)
+        b = b.to(memory_format=torch.channels_last)
+        run, flop = "b(a)", 2 * 64 * 28 * 28 * 128 * 128 * 9
+    with torch.inference_mode():
+        timer = Timer(run, globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+        seconds = timer.blocked_autorange(min_run_time=3).median
+    return {"gflops": flop / seconds / 1e9}
+
+
+def flops(model: dict) -> dict:
+    """Floating-point operations of one image: forward and backward, and decoding alone."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import vaelib
+
+    net = vaelib.VAE(**model)
+    x, eps = torch.rand(1, 1, 28, 28).round(), torch.randn(1, net.latent_dim)
+    with FlopCounterMode(display=False) as counter:
+        vaelib.training.objectives.elbo(net, x, eps).elbo.sum().backward()
+    both = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        net.decode(eps)
+    return {"train_mflop": both / 1e6, "decode_mflop": counter.get_total_flops() / 1e6}
+
+
+def latency(name: str) -> dict:
+    """Milliseconds of the small things, seconds of the large ones."""
+    began = time.perf_counter()
+    import vaelib
+
+    found = {"import_s": time.perf_counter() - began}
+    began = time.perf_counter()
+    model = vaelib.load_checkpoint(name)
+    import torch
+    from torch.utils.benchmark import Timer
+
+    from vaelib import evaluation, gallery, widgets
+
+    with torch.inference_mode():
+        widgets.picture(model.decode(torch.zeros(1, model.latent_dim)).mean[0])
+        found["load_to_picture_s"] = time.perf_counter() - began
+        x, z = torch.rand(1, 1, 28, 28).round(), torch.randn(1, model.latent_dim)
+        for what in ("model.decode(z).mean", "model.encode(x)"):
+            timer = Timer(what, globals=locals(), num_threads=torch.get_num_threads())
+            key = what.split(".")[1].split("(")[0] + "_ms"
+            found[key] = 1e3 * timer.blocked_autorange(min_run_time=2).median
+        began = time.perf_counter()
+        gallery.sample(model, name)._repr_png_()
+        found["64_samples_figure_s"] = time.perf_counter() - began
+        digits = vaelib.load("mnist", "test")
+        began = time.perf_counter()
+        evaluation.elbo_terms(model, digits)
+        found["elbo_10000_s"] = time.perf_counter() - began
+        x = evaluation.seen_by(model, digits.images[:240], torch.Generator().manual_seed(0))
+        for key, bf16 in (("fp32", False), ("fast", evaluation.use_bf16("auto", x.device))):
+            function = evaluation.compiled(evaluation.log_weights) if key == "fast" else None
+            with torch.autocast("cpu", torch.bfloat16, bf16):
+                evaluation.importance_weighted_bound(model, x[:2], 500, function=function)
+                began = time.perf_counter()
+                evaluation.importance_weighted_bound(model, x, 500, function=function)
+            million = 1e6 / (500 * len(x))
+            found[f"bound_{key}_s_per_million"] = (time.perf_counter() - began) * million
+    return found
+
+
+def scaling(n_images: int = 4000, size: int = 28, channels: int = 1, **model_and_run) -> dict:
+    """Images a second and peak memory of `fit` on synthetic images."""
+    import torch
+
+    import vaelib
+
+    run = {key: model_and_run.pop(key) for key in ("batch_size",) if key in model_and_run}
+    shape = (channels, size, size)
+    images = vaelib.data.Images(
+        "noise", "train", torch.randint(0, 256, (n_images, *shape), dtype=torch.uint8)
+    )
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    model = vaelib.VAE(image_shape=shape, latent_dim=32, **model_and_run)
+    batch = run.get("batch_size", 64)
+    steps = max(8, round(6e6 * 64 / (batch * size**2 * 40)))
+    config = vaelib.TrainConfig(steps=3 * steps, eval_every=steps, batch_size=batch)
+    rows = vaelib.fit(model, {"train": images, "val": images.subset(64)}, config).rows
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return {"images_per_s": rows[-1]["images_per_s"], "memory_mb": memory, "before_mb": held}
+
+
+WORKERS = {f.__name__: f for f in (nats, throughput, peak, flops, latency, scaling)}
+
+
+# -- what asks for it ----------------------------------------------------------------------------
+
+
+def measure(kind: str, processes: int = 1, **arguments) -> dict:
+    """One worker's answer, with the load of everything else, in cores, and its wall time."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={processes}"]
+    command += [str(HERE / "bench.py"), "--worker", kind, json.dumps(arguments)]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "ACCELERATE_USE_CPU": "true"}
+    busy, own, began = _busy(), _own(), time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    wall = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(f"{kind} {arguments} failed:\n{done.stderr[-3000:]}")
+    foreign = max(0.0, (_busy() - busy) - (_own() - own)) / wall
+    answer = json.loads(done.stdout.splitlines()[-1])
+    print(f"{kind} {arguments} -> {answer}, foreign load {foreign:.2f}", flush=True)
+    return answer | {"foreign": round(foreign, 2)}
+
+
+def _busy() -> float:
+    times = psutil.cpu_times()
+    return times.user + times.system + times.nice
+
+
+def _own() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+CONV = {"widths": (32, 64), "latent_dim": 50}
+MLP = {"backbone": "mlp", "hidden": 400, "latent_dim": 20}
+
+
+def nats_per_minute(full: bool) -> dict:
+    budgets = [s for s in MODELS if full or s <= 60]
+    found = {}
+    for seconds in budgets:
+        for plain in (True, False):
+            runs = [measure("nats", seconds=seconds, seed=seed, plain=plain) for seed in range(3)]
+            found[f"{'plain' if plain else 'vaelib'} {seconds}"] = runs
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+        found["cold"] = [measure("throughput", model=CONV, plain=False, images=4000)]
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    return found
+
+
+def rates(full: bool) -> dict:
+    found = {
+        f"{kind} {precision}": measure("peak", kind=kind, precision=precision)
+        for kind in ("matrix", "convolution")
+        for precision in ("fp32", "bf16")
+    }
+    wide = {"widths": (96, 192), "latent_dim": 50}
+    for name, model in {"MLP 400": MLP, "32-64": CONV, "96-192": wide}.items():
+        runs = 3 if full else 1
+        found[name] = {"flops": measure("flops", model=model)}
+        for plain in (True, False):
+            if name != "96-192" or not plain:
+                found[name]["plain" if plain else "vaelib"] = [
+                    measure("throughput", model=model, plain=plain) for _ in range(runs)
+                ]
+    return found
+
+
+def scales(full: bool) -> dict:
+    runs = {f"batch {b}": {"batch_size": b, **CONV} for b in (16, 64, 256, 1024)}
+    runs |= {f"widths {w}-{2 * w}": {"widths": (w, 2 * w)} for w in (16, 32, 64, 128)}
+    faces = {"channels": 3, "widths": (32, 64, 128)}
+    runs |= {f"size {s}": {"size": s, **faces} for s in (32, 64, 128)}
+    counts = (2_000, 20_000, 202_599) if full else (2_000, 20_000)
+    runs |= {f"images {n}": {"size": 64, "n_images": n, **faces} for n in counts}
+    found = {name: measure("scaling", **run) for name, run in runs.items()}
+    found["2 processes"] = measure("scaling", processes=2, **runs["batch 256"])
+    return found
+
+
+def latencies(full: bool) -> dict:
+    return {name: measure("latency", name=name) for name in ("mnist-2d", "mnist-50d")}
+
+
+SECTIONS = {
+    "nats": nats_per_minute,
+    "rates": rates,
+    "latency": latencies,
+    "scaling": scales,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
+    parser.add_argument("--full", action="store_true", help="all budgets, sizes and repeats")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        answer = WORKERS[chosen.worker[0]](**json.loads(chosen.worker[1]))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(answer))
+        return
+    import report
+    import torch
+
+    from vaelib.evaluation import environment
+
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for section in chosen.sections or SECTIONS:
+        results[section] = SECTIONS[section](chosen.full)
+        results["made_with"] = environment(torch.device("cpu")) | {"date": time.strftime("%F")}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        report.write(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Writes results.json as the tables and the plot of README.md."""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import seaborn
+
+from vaelib.figures import Figure
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- results: written by `make bench` -->", "<!-- end of results -->"
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *[[str(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: list[float], form: str = ".1f") -> str:
+    """Mean, and lowest to highest where there are several."""
+    if len(values) == 1:
+        return format(values[0], form)
+    return f"{mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def load_of(runs: list[dict]) -> str:
+    """The highest foreign load among some runs, in cores; bold where it can matter."""
+    foreign = max(run["foreign"] for run in runs)
+    return f"**{foreign:.2f}**" if foreign > 0.1 else f"{foreign:.2f}"
+
+
+def nats_table(found: dict) -> str:
+    rows = []
+    for seconds in sorted({int(key.split()[1]) for key in found}):
+        plain, ours = (found[f"{who} {seconds}"] for who in ("plain", "vaelib"))
+        values = [[run["nats"] for run in runs] for runs in (plain, ours)]
+        rows.append(
+            [seconds, *[spread(v) for v in values], f"{mean(values[0]) - mean(values[1]):.1f}",
+             round(mean(run["steps"] for run in ours)), load_of(plain + ours)]
+        )  # fmt: skip
+    head = ["seconds", "plain, nats", "vaelib, nats", "better by", "steps", "foreign load, cores"]
+    return table(head, rows)
+
+
+def rates_table(found: dict) -> str:
+    peaks = {key: value for key, value in found.items() if "flops" not in value}
+    best = max(value["gflops"] for value in peaks.values())
+    text = "Best rates measured, GFLOP/s: " + ", ".join(
+        f"{key} {value['gflops']:.0f}" for key, value in peaks.items()
+    )
+    rows = []
+    for name, runs in found.items():
+        if name in peaks:
+            continue
+        for what in ("train", "evaluate"):
+            speed = {who: [r[what] for r in runs[who]] for who in runs if who != "flops"}
+            plain = speed.get("plain")
+            flop = runs["flops"]["train_mflop"] / (1 if what == "train" else 3)
+            gflops = mean(speed["vaelib"]) * flop / 1e3
+            rows.append(
+                [name, what, spread(plain, ",.0f") if plain else "",
+                 spread(speed["vaelib"], ",.0f"),
+                 f"{mean(speed['vaelib']) / mean(plain):.2f}" if plain else "",
+                 f"{flop:.1f}", f"{gflops:.0f}", f"{gflops / best:.0%}",
+                 load_of([r for who in speed for r in runs[who]])]
+            )  # fmt: skip
+    head = ["model", "loop", "plain, images/s", "vaelib, images/s", "ratio", "MFLOP an image",
+            "GFLOP/s", "of the best rate", "foreign load"]  # fmt: skip
+    return f"{text}.\n\n{table(head, rows)}"
+
+
+def latency_table(found: dict) -> str:
+    keys = [key for key in next(iter(found.values())) if key != "foreign"]
+    rows = [
+        [key.rsplit("_", 1)[0].replace("_", " ") if not key.endswith("million") else key,
+         *[f"{run[key]:.3g}" for run in found.values()]] for key in keys
+    ]  # fmt: skip
+    return table(["", *found], rows)
+
+
+def scaling_table(found: dict) -> str:
+    rows = [
+        [name, f"{run['images_per_s']:,.0f}", f"{run['before_mb']:,.0f}",
+         f"{run['memory_mb'] - run['before_mb']:,.0f}", f"{run['foreign']:.2f}"]
+        for name, run in found.items()
+    ]  # fmt: skip
+    head = ["", "images/s", "MB before training", "MB more in training", "foreign load"]
+    return table(head, rows)
+
+
+def plot(found: dict) -> Figure:
+    """Test -ELBO against wall clock, one dot a seed."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for who, colour in zip(("plain", "vaelib"), seaborn.color_palette("colorblind"), strict=False):
+        points = [
+            (int(key.split()[1]), run["nats"])
+            for key, runs in found.items() if key.startswith(who) for run in runs
+        ]  # fmt: skip
+        seconds = sorted({s for s, _ in points})
+        axes.plot(*zip(*points, strict=True), "o", ms=4, color=colour)
+        means = [mean(n for s, n in points if s == t) for t in seconds]
+        axes.plot(seconds, means, color=colour, label=who)
+    axes.set(xscale="log", xlabel="seconds of wall clock", ylabel="test -ELBO (nats)")
+    axes.set_xticks(seconds, [str(s) for s in seconds], minor=False)
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    return figure
+
+
+PARTS = {
+    "nats": ("Nats per minute", nats_table),
+    "rates": ("Throughput", rates_table),
+    "latency": ("Latency", latency_table),
+    "scaling": ("Scaling", scaling_table),
+}
+
+
+def write(results: dict) -> None:
+    """Put what there is of results into README.md."""
+    made = results["made_with"]
+    parts = [f"{made['date']}, {made['processor']}, {made['threads']} cores, "
+             f"PyTorch {made['torch']}, Python {made['python']}."]  # fmt: skip
+    for key, (title, make) in PARTS.items():
+        if key in results:
+            parts += [f"### {title}", make(results[key])]
+    if "nats" in results:
+        plot(results["nats"]).savefig(HERE / "nats.png", dpi=130, metadata={"Software": None})
+    page = (HERE / "README.md").read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    text = before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + rest.split(END)[1]
+    (HERE / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(json.loads((HERE / "results.json").read_text()))
