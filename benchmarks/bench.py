@@ -52,7 +52,7 @@ def nats(seconds: int, seed: int, plain: bool) -> dict:
         steps = baseline.train(model, splits["train"].images, left) // 128
     else:
         model = vaelib.VAE(**MODELS[seconds])
-        config = recipes.in_minutes(vaelib.TrainConfig(seed=seed), left / 60)
+        config = vaelib.TrainConfig(seed=seed, minutes=left / 60, **recipes.best_for(left / 60))
         steps = vaelib.fit(model, splits, config).rows[-1]["step"]
     terms, _ = evaluation.elbo_terms(model.eval(), vaelib.load("mnist", "test"))
     return {"nats": -terms.elbo.mean().item(), "steps": steps}
@@ -89,7 +89,7 @@ def throughput(model: dict, plain: bool, images: int = 40_000) -> dict:
 
 
 def peak(kind: str, precision: str) -> dict:
-    """The best rate of this machine in GFLOP/s: a matrix product or a 3x3 convolution."""
+    """This machine's best: a matrix product or convolution in GFLOP/s, a copy in GB/s."""
     import torch
     from torch.utils.benchmark import Timer
 
@@ -97,6 +97,9 @@ def peak(kind: str, precision: str) -> dict:
     if kind == "matrix":
         a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
         run, flop = "a @ b", 2 * 2048**3
+    elif kind == "copy":
+        a, b = torch.empty(2**26, dtype=dtype), torch.zeros(2**26, dtype=dtype)
+        run, flop = "a.copy_(b)", 2 * a.nbytes  # read and written
     else:
         a = torch.randn(64, 128, 28, 28, dtype=dtype).to(memory_format=torch.channels_last)
         b = torch.nn.Conv2d(128, 128, 3, padding=1, bias=False).to(dtype=dtype)
@@ -105,24 +108,33 @@ def peak(kind: str, precision: str) -> dict:
     with torch.inference_mode():
         timer = Timer(run, globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
         seconds = timer.blocked_autorange(min_run_time=3).median
-    return {"gflops": flop / seconds / 1e9}
+    return {"rate": flop / seconds / 1e9}
 
 
-def flops(model: dict) -> dict:
-    """Floating-point operations of one image: forward and backward, and decoding alone."""
+def work(model: dict) -> dict:
+    """What one image asks for at least: operations, and bytes to and from memory.
+
+    Bytes: each layer's output is written and read once forward, and its gradient once
+    backward, in two bytes a number; what is fused away makes it fewer, what is not in the
+    caches makes it dear.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     import vaelib
+    from vaelib.objectives import elbo
 
     net = vaelib.VAE(**model)
+    numbers = []
+    for module in net.modules():
+        if not list(module.children()):
+            module.register_forward_hook(
+                lambda _, __, out: numbers.append(out.numel() if torch.is_tensor(out) else 0)
+            )
     x, eps = torch.rand(1, 1, 28, 28).round(), torch.randn(1, net.latent_dim)
     with FlopCounterMode(display=False) as counter:
-        vaelib.training.objectives.elbo(net, x, eps).elbo.sum().backward()
-    both = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        net.decode(eps)
-    return {"train_mflop": both / 1e6, "decode_mflop": counter.get_total_flops() / 1e6}
+        elbo(net, x, eps).elbo.sum().backward()
+    return {"mflop": counter.get_total_flops() / 1e6, "mb": 4 * 2 * sum(numbers) / 1e6}
 
 
 def latency(name: str) -> dict:
@@ -186,7 +198,7 @@ def scaling(n_images: int = 4000, size: int = 28, channels: int = 1, **model_and
     return {"images_per_s": rows[-1]["images_per_s"], "memory_mb": memory, "before_mb": held}
 
 
-WORKERS = {f.__name__: f for f in (nats, throughput, peak, flops, latency, scaling)}
+WORKERS = {f.__name__: f for f in (nats, throughput, peak, work, latency, scaling)}
 
 
 # -- what asks for it ----------------------------------------------------------------------------
@@ -246,10 +258,11 @@ def rates(full: bool) -> dict:
         for kind in ("matrix", "convolution")
         for precision in ("fp32", "bf16")
     }
+    found["copy"] = measure("peak", kind="copy", precision="fp32")
     wide = {"widths": (96, 192), "latent_dim": 50}
     for name, model in {"MLP 400": MLP, "32-64": CONV, "96-192": wide}.items():
         runs = 3 if full else 1
-        found[name] = {"flops": measure("flops", model=model)}
+        found[name] = {"work": measure("work", model=model)}
         for plain in (True, False):
             if name != "96-192" or not plain:
                 found[name]["plain" if plain else "vaelib"] = [

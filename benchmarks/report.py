@@ -45,29 +45,28 @@ def nats_table(found: dict) -> str:
 
 
 def rates_table(found: dict) -> str:
-    peaks = {key: value for key, value in found.items() if "flops" not in value}
-    best = max(value["gflops"] for value in peaks.values())
-    text = "Best rates measured, GFLOP/s: " + ", ".join(
-        f"{key} {value['gflops']:.0f}" for key, value in peaks.items()
+    peaks = {key: value["rate"] for key, value in found.items() if "rate" in value}
+    text = "Best rates measured: " + ", ".join(
+        f"{key} {rate:.0f} {'GB/s' if key == 'copy' else 'GFLOP/s'}" for key, rate in peaks.items()
     )
+    best = max(rate for key, rate in peaks.items() if key != "copy")
     rows = []
     for name, runs in found.items():
         if name in peaks:
             continue
-        for what in ("train", "evaluate"):
-            speed = {who: [r[what] for r in runs[who]] for who in runs if who != "flops"}
-            plain = speed.get("plain")
-            flop = runs["flops"]["train_mflop"] / (1 if what == "train" else 3)
-            gflops = mean(speed["vaelib"]) * flop / 1e3
+        for what, share in (("train", 1), ("evaluate", 1 / 3)):
+            speed = {who: [r[what] for r in runs[who]] for who in runs if who != "work"}
+            plain, ours = speed.get("plain"), speed["vaelib"]
+            mflop, mb = runs["work"]["mflop"] * share, runs["work"]["mb"] * share
+            floor = 1 / max(mflop / best / 1e3, mb / peaks["copy"] / 1e3)
             rows.append(
-                [name, what, spread(plain, ",.0f") if plain else "",
-                 spread(speed["vaelib"], ",.0f"),
-                 f"{mean(speed['vaelib']) / mean(plain):.2f}" if plain else "",
-                 f"{flop:.1f}", f"{gflops:.0f}", f"{gflops / best:.0%}",
+                [name, what, spread(plain, ",.0f") if plain else "", spread(ours, ",.0f"),
+                 f"{mean(ours) / mean(plain):.2f}" if plain else "", f"{mflop:.1f}", f"{mb:.2f}",
+                 f"{floor:,.0f}", f"{mean(ours) * mflop / 1e3 / best:.0%}",
                  load_of([r for who in speed for r in runs[who]])]
             )  # fmt: skip
     head = ["model", "loop", "plain, images/s", "vaelib, images/s", "ratio", "MFLOP an image",
-            "GFLOP/s", "of the best rate", "foreign load"]  # fmt: skip
+            "MB an image", "at most, images/s", "of the best GFLOP/s", "foreign load"]  # fmt: skip
     return f"{text}.\n\n{table(head, rows)}"
 
 

@@ -11,8 +11,9 @@ import yaml
 from PIL import Image
 
 from vaelib import checkpoints, data, evaluation
-from vaelib.__main__ import main
+from vaelib.__main__ import main, parse
 from vaelib.models import VAE
+from vaelib.recipes import best_for
 
 RECIPE = {
     "data": "mnist-5k", "latent_dim": 2, "widths": [8, 16],
@@ -212,7 +213,8 @@ def test_published_recipes_are_whole():
 
 def test_minutes_write_a_recipe_in_steps_that_replays_them(run, tmp_path):
     clocked, again = tmp_path / "clocked", tmp_path / "again"
-    main(["train", "-c", str(run / "train.yaml"), "-e", str(clocked), "--minutes", "0.04"])
+    clock = ["--minutes", "0.04", "--compile", "false"]
+    main(["train", "-c", str(run / "train.yaml"), "-e", str(clocked), *clock])
     recipe = yaml.safe_load((clocked / "train.yaml").read_text())
     assert recipe["minutes"] is None
     assert recipe["steps"] > 10
@@ -249,3 +251,10 @@ def test_an_interrupted_full_evaluation_goes_on(run, tmp_path, monkeypatch):
     block = json.loads((folder / "metrics.json").read_text())["test_full"]
     whole = few(VAE.from_pretrained(folder), digits, 8, None, fast=True)
     assert block["bound"]["neg_log_px"] == whole["bound"]["neg_log_px"]
+
+
+def test_what_is_typed_beside_minutes_wins(run):
+    typed = ["train", "-c", str(run / "train.yaml"), "--minutes", "1", "--lr=1e-5"]
+    _, chosen = parse(typed)
+    assert chosen["lr"] == 1e-5
+    assert chosen["batch_size"] == best_for(1)["batch_size"] != RECIPE["batch_size"]

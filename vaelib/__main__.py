@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from vaelib import checkpoints, data, evaluation, gallery, training
 from vaelib.models import VAE, CheckpointError
+from vaelib.recipes import best_for
 
 PARTIAL = "test_full.partial.json"
 ASSETS = checkpoints.PUBLISHED.parent / "readme-assets"
@@ -43,10 +44,8 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     if not first:
         return
     if config.minutes:  # what came of the clock, in steps
-        steps = history.rows[-1]["step"]
-        checkpoints.write_recipe(
-            folder, recipe | {"steps": steps, "minutes": None, "pace": history.pace}
-        )
+        came_to = {"steps": history.rows[-1]["step"], "minutes": None, "pace": history.pace}
+        checkpoints.write_recipe(folder, recipe | came_to)
     best = max(history.rows, key=lambda row: row["val_elbo"])
     print(
         f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {name} val, at step {best['step']:,}.\n"
@@ -247,13 +246,7 @@ EVALUATE_FLAGS = {
     "offline": "the block val_offline: the 5,000 validation digits, which need no download",
     "overwrite": "replace the block in metrics.json",
 }
-COMMANDS = {
-    "sample": sample,
-    "evaluate": evaluate,
-    "info": info,
-    "figures": figures,
-    "data": show_data,
-}
+COMMANDS = {f.__name__: f for f in (sample, evaluate, info, figures)} | {"data": show_data}
 
 
 def parse(arguments: list[str]) -> tuple[str, dict]:
@@ -277,7 +270,12 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
         if argument in ("-c", "--config") and not Path(arguments[i + 1]).is_file():
             arguments[i + 1] = str(checkpoints.find(arguments[i + 1]) / checkpoints.RECIPE)
     chosen = parser.parse_args(arguments)
-    return chosen.subcommand, chosen[chosen.subcommand].as_dict()
+    values = chosen[chosen.subcommand].as_dict()
+    if values.get("minutes"):  # what suits the time, where nothing else was typed
+        typed = {argument.split("=")[0].removeprefix("--") for argument in arguments}
+        best = best_for(values["minutes"]) | {"pace": None}
+        values |= {key: value for key, value in best.items() if key not in typed}
+    return chosen.subcommand, values
 
 
 def main(arguments: list[str] | None = None) -> None:
