@@ -87,7 +87,7 @@ def test_images_of_a_batch_do_not_see_each_other(small_vae):
 def test_wrong_arguments_say_what_is_right():
     with pytest.raises(ValueError, match="choose unet or mlp"):
         VAE(backbone="resnet")
-    with pytest.raises(ValueError, match="bernoulli, gaussian"):
+    with pytest.raises(ValueError, match="choose one of bernoulli"):
         VAE(likelihood="poisson")
     with pytest.raises(ValueError, match="sigma > 0"):
         VAE(likelihood="gaussian", sigma=0.0)

@@ -90,6 +90,17 @@ def binarise(images: Tensor, generator: torch.Generator | None = None) -> Tensor
     return (noise.to(images.device) < images).float()
 
 
+def dequantise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Grey levels spread over their cells: (g + u) / 256 with u uniform on [0, 1).
+
+    Shapes: uint8 (B, C, H, W) -> float in [0, 1). A density is only a likelihood of 8-bit
+    pixels when it is scored on these (Uria et al. 2013; Theis et al. 2016, section 3.1).
+    """
+    device = generator.device if generator else images.device
+    noise = torch.rand(images.shape, generator=generator, device=device)
+    return (images + noise.to(images.device)) / 256
+
+
 def root() -> Path:
     """Where data sets are looked for and put: $VAELIB_DATA, else ~/.cache/vaelib/data."""
     return Path(os.environ.get("VAELIB_DATA") or Path.home() / ".cache" / "vaelib" / "data")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from tqdm.auto import tqdm
 
-from vaelib.data import Images, binarise, to_unit
+from vaelib.data import Images, binarise, dequantise
 from vaelib.likelihoods import log_likelihood
 from vaelib.objectives import Terms, elbo
 
@@ -24,11 +24,12 @@ TOLERANCE = 0.02  # nats: what another processor's rounding may change in a mean
 
 
 def seen_by(model, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The pixels as the model's likelihood takes them: 0/1 for a Bernoulli, else in [0, 1].
+    """The pixels as the model's likelihood takes them: binarised, or dequantised into [0, 1].
 
     Shapes: uint8 (B, C, H, W) -> float (B, C, H, W).
     """
-    return binarise(images, generator) if model.likelihood.binary else to_unit(images)
+    prepare = binarise if model.likelihood.binary else dequantise
+    return prepare(images, generator)
 
 
 @torch.inference_mode()
@@ -141,6 +142,7 @@ def evaluate(
     x = _noisy(model, images, seed)[0][: len(some)]
     device = next(model.parameters()).device
     bf16 = fast and use_bf16("auto", device)
+    noise = "dynamic" if model.likelihood.binary else "none; dequantised"
     with torch.autocast(device.type, torch.bfloat16, bf16):
         function = compiled(log_weights) if fast else None
         bound = importance_weighted_bound(
@@ -151,7 +153,7 @@ def evaluate(
         "split": images.split,
         "sha256": images.sha256,
         "n_images": len(images),
-        "binarisation": f"dynamic, one draw, seed {seed}" if model.likelihood.binary else "none",
+        "binarisation": f"{noise}, one draw, seed {seed}",
         "units": "nats per image; [mean, standard error over images]",
         "neg_elbo": mean_and_error(-terms.elbo),
         "reconstruction": mean_and_error(-terms.log_px_z),

@@ -4,6 +4,9 @@ A likelihood turns the decoder's output into a distribution. It says how many nu
 pixel it wants (`n_params`), and `log_prob` and `mean` are then the library's own.
 """
 
+import math
+from typing import Literal, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -20,6 +23,21 @@ class Bernoulli(nn.Module):
         return torch.distributions.Bernoulli(logits=logits, validate_args=False)
 
 
+class ContinuousBernoulli(nn.Module):
+    """Pixels anywhere in [0, 1]; Bernoulli's formula, normalised for that.
+
+    Source: Loaiza-Ganem & Cunningham 2019, equations 1 and 2. Its mean is not the sigmoid of
+    the logits.
+    """
+
+    n_params = 1
+    binary = False
+
+    def forward(self, logits: Tensor) -> Distribution:
+        """logits (B, C, H, W) -> ContinuousBernoulli with the same batch shape."""
+        return torch.distributions.ContinuousBernoulli(logits=logits, validate_args=False)
+
+
 class Gaussian(nn.Module):
     """Pixels are real numbers around the decoder's output, with one fixed sigma.
 
@@ -33,7 +51,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, sigma: float = 0.5):
         super().__init__()
-        if not sigma > 0:
+        if not 0 < sigma < math.inf:
             raise ValueError(f"sigma is {sigma}; a Gaussian needs sigma > 0")
         self.sigma = sigma
 
@@ -42,7 +60,54 @@ class Gaussian(nn.Module):
         return torch.distributions.Normal(mean, self.sigma, validate_args=False)
 
 
-LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}
+class LearnedGaussian(nn.Module):
+    """One sigma for all pixels, learned with the weights; `sigma` is where it starts.
+
+    Its best value is the root mean squared error over pixels and images.
+    Source: the sigma-VAE, Rybkin et al. 2021, section 4.
+    """
+
+    n_params = 1
+    binary = False
+
+    def __init__(self, sigma: float = 0.5):
+        super().__init__()
+        self.log_sigma = nn.Parameter(torch.tensor(Gaussian(sigma).sigma).log())
+
+    @property
+    def sigma(self) -> float:
+        """Its present value."""
+        return self.log_sigma.exp().item()
+
+    def forward(self, mean: Tensor) -> Distribution:
+        """mean (B, C, H, W) -> Normal with the same batch shape."""
+        return torch.distributions.Normal(mean, self.log_sigma.exp(), validate_args=False)
+
+
+class PixelGaussian(nn.Module):
+    """A sigma for each pixel, from the decoder; never below `floor`, one grey level.
+
+    Without a floor its density grows beyond all bounds where a pixel is constant.
+    """
+
+    n_params = 2
+    binary = False
+    floor = 1 / 256
+
+    def forward(self, params: Tensor) -> Distribution:
+        """means and raw scales (B, 2 C, H, W) -> Normal with batch shape (B, C, H, W)."""
+        mean, raw = params.chunk(2, dim=-3)
+        scale = self.floor + nn.functional.softplus(raw)
+        return torch.distributions.Normal(mean, scale, validate_args=False)
+
+
+LIKELIHOODS = {
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "gaussian": Gaussian,
+    "learned_gaussian": LearnedGaussian,
+    "pixel_gaussian": PixelGaussian,
+}
 
 
 def log_likelihood(p_x: Distribution, x: Tensor) -> Tensor:
@@ -52,3 +117,47 @@ def log_likelihood(p_x: Distribution, x: Tensor) -> Tensor:
     """
     # log p(x|z) = sum_i log p(x_i | z)
     return p_x.log_prob(x).sum(dim=(-3, -2, -1))
+
+
+def bits_per_dimension(nats: float, n_pixels: int) -> float:
+    """Bits per pixel and channel of 8-bit images, from -log of a density on [0, 1].
+
+    The density must have been scored on dequantised pixels, (x + u) / 256 with u uniform; each
+    then owns a cell of width 1/256, hence the ln 256. Source: Theis et al. 2016, section 3.1.
+    """
+    return (nats / n_pixels + math.log(256)) / math.log(2)
+
+
+class Implied(NamedTuple):
+    """The Gaussian ELBO that a recipe's loss is, up to a factor and a constant."""
+
+    sigma: float  # of a pixel, on the scale where pixels go from 0 to 1
+    beta: float
+
+
+def translate(
+    n_pixels: int,
+    n_latents: int = 1,
+    pixels: Literal["sum", "mean"] = "sum",
+    latents: Literal["sum", "mean"] = "sum",
+    error_weight: float = 1.0,
+    kl_weight: float = 1.0,
+    kl_half: bool = True,
+    kl_per_pixel: bool = False,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    sigma: float = 1.0,
+) -> Implied:
+    """What sigma and beta a squared-error recipe amounts to.
+
+    The recipe is error_weight * E + kl_weight * R, where E is the sum (or mean) of squared
+    errors over C*H*W pixels and R the sum (or mean) over latent dimensions of the KL,
+    with its half or without, over the number of pixels or not. A loss has an arbitrary
+    factor, so sigma is fixed by convention: it is the recipe's own, 1 where it names
+    none, in its own pixel range; what remains is beta.
+    """
+    error = error_weight / (n_pixels if pixels == "mean" else 1)
+    kl = kl_weight * (1 if kl_half else 2)
+    kl /= (n_latents if latents == "mean" else 1) * (n_pixels if kl_per_pixel else 1)
+    # factor * loss = sum of errors / (2 sigma^2) + beta KL
+    factor = 1 / (2 * sigma**2 * error)
+    return Implied(sigma / (pixel_range[1] - pixel_range[0]), factor * kl)

@@ -128,8 +128,10 @@ class VAE(nn.Module, PyTorchModelHubMixin):
     widths : channels at 1/2, 1/4, ... of the image size ("unet" only).
     n_res_blocks : residual blocks at the bottleneck of each side ("unet" only).
     hidden : units of the hidden layer ("mlp" only).
-    likelihood : "bernoulli" or "gaussian".
-    sigma : the standard deviation of the Gaussian likelihood, pixels in [0, 1].
+    likelihood : "bernoulli", "continuous_bernoulli", "gaussian" (fixed sigma),
+        "learned_gaussian" (one sigma, learned) or "pixel_gaussian" (one for each pixel).
+    sigma : the standard deviation of "gaussian", and where "learned_gaussian" starts; pixels
+        are in [0, 1].
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
         make = LIKELIHOODS[likelihood]
-        self.likelihood = make(sigma) if likelihood == "gaussian" else make()
+        self.likelihood = make(sigma) if likelihood in ("gaussian", "learned_gaussian") else make()
         n_params = self.likelihood.n_params
         if backbone == "unet":
             self.encoder = Encoder(image_shape, latent_dim, widths, n_res_blocks)

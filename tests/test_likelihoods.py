@@ -1,0 +1,148 @@
+"""Likelihoods against quadrature and closed forms; other projects' losses against gradients."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from vaelib.data import dequantise
+from vaelib.likelihoods import (
+    LIKELIHOODS,
+    LearnedGaussian,
+    PixelGaussian,
+    bits_per_dimension,
+    log_likelihood,
+    translate,
+)
+from vaelib.models import VAE
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("backbone", ["unet", "mlp"])
+def test_every_likelihood_scores_every_image(name, backbone):
+    model = VAE((3, 16, 12), latent_dim=4, backbone=backbone, widths=(8,), likelihood=name)
+    x = torch.rand(5, 3, 16, 12).round()
+    p_x = model.decode(torch.randn(7, 5, 4))
+    assert p_x.mean.shape == (7, 5, 3, 16, 12)
+    nats = log_likelihood(p_x, x)
+    assert nats.shape == (7, 5)
+    assert torch.isfinite(nats).all()
+
+
+@pytest.mark.parametrize("name", ["continuous_bernoulli", "gaussian", "pixel_gaussian"])
+@pytest.mark.parametrize("value", [-2.0, 0.0, 0.7])
+def test_continuous_densities_integrate_to_one(name, value):
+    likelihood = LIKELIHOODS[name]()
+    params = torch.full((1, likelihood.n_params, 1, 1), value, dtype=torch.float64)
+    low, high = (0.0, 1.0) if name == "continuous_bernoulli" else (-8.0, 8.0)
+    x = torch.linspace(low, high, 200_001, dtype=torch.float64)
+    density = log_likelihood(likelihood(params), x.reshape(-1, 1, 1, 1)).exp()
+    assert torch.trapezoid(density, x).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_grey_cross_entropy_is_not_a_log_likelihood():
+    # Bernoulli's formula on [0, 1] integrates to 2 at p = 1/2 ... to (2p - 1) / log(p / (1 - p))
+    x = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    for p in (0.5001, 0.8, 0.99):
+        total = torch.trapezoid((x * math.log(p) + (1 - x) * math.log(1 - p)).exp(), x).item()
+        assert total == pytest.approx((2 * p - 1) / math.log(p / (1 - p)), abs=1e-6)
+        assert total < 0.51
+
+
+def test_learned_sigma_ends_at_the_root_mean_squared_error():
+    likelihood, generator = LearnedGaussian(0.5), torch.Generator().manual_seed(0)
+    mean = torch.rand(50, 1, 6, 6, generator=generator)
+    x = mean + 0.13 * torch.randn(mean.shape, generator=generator)
+    optimizer = torch.optim.LBFGS(likelihood.parameters(), max_iter=100, tolerance_grad=1e-9)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -log_likelihood(likelihood(mean), x).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert likelihood.sigma == pytest.approx((x - mean).square().mean().sqrt().item(), rel=1e-4)
+
+
+def test_pixel_sigma_has_a_floor():
+    likelihood = PixelGaussian()
+    p_x = likelihood(torch.tensor([0.5, -1e4]).reshape(1, 2, 1, 1))
+    assert p_x.stddev.item() == pytest.approx(1 / 256)
+    nats = log_likelihood(p_x, torch.full((1, 1, 1, 1), 0.5)).item()
+    assert nats == pytest.approx(math.log(256) - 0.5 * math.log(2 * math.pi), abs=1e-5)
+
+
+def test_dequantised_pixels_stay_in_their_cells():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2000, 1, 16, 16)
+    x = dequantise(images, torch.Generator().manual_seed(0))
+    inside = (x * 256 - images).flatten()
+    assert 0 <= inside.min() < 0.001
+    assert 0.999 < inside.max() <= 1
+    assert inside.mean().item() == pytest.approx(0.5, abs=2e-3)
+    assert inside.var().item() == pytest.approx(1 / 12, abs=2e-3)
+
+
+def test_bits_per_dimension():
+    assert bits_per_dimension(0.0, 784) == pytest.approx(8)  # a uniform density: all 8 bits
+    # a density that knows the upper half of the range saves one bit a pixel
+    assert bits_per_dimension(-784 * math.log(2), 784) == pytest.approx(7)
+
+
+def recipes(x, mean, mu, logvar):
+    """Losses as other projects write them, and what `translate` is told about each."""
+    n, d = x[0].numel(), mu.shape[1]
+    squares = (x - mean).square()
+    sum_kl = (mu**2 + logvar.exp() - 1 - logvar).sum(1)  # without its half
+    signed = (2 * x - 1) - (2 * mean - 1)  # the same errors where pixels go from -1 to 1
+    return {
+        "pixel mean, KL without half over pixels, [-1, 1]": (
+            signed.square().mean() + 0.7 * (sum_kl / n).mean(),
+            dict(pixels="mean", kl_weight=0.7, kl_half=False, kl_per_pixel=True,
+                 pixel_range=(-1, 1)),
+            (0.5, 0.7),
+        ),
+        "pixel mean, small kld_weight": (
+            F.mse_loss(mean, x) + 0.00025 * (0.5 * sum_kl).mean(),
+            dict(pixels="mean", kl_weight=0.00025),
+            (1.0, 0.00025 * n / 2),
+        ),
+        "pixel mean times D^2 over 2 sigma^2": (
+            (squares.mean((1, 2, 3)) * d**2 / (2 * 0.3**2) + 4 * 0.5 * sum_kl).mean(),
+            dict(pixels="mean", error_weight=d**2 / (2 * 0.3**2), kl_weight=4.0, sigma=0.3),
+            (0.3, 4 * n / d**2),
+        ),
+        "sums, KL averaged over latents": (
+            (squares.sum((1, 2, 3)) + 0.5 * sum_kl / d).mean(),
+            dict(latents="mean"),
+            (1.0, 0.5 / d),
+        ),
+    }  # fmt: skip
+
+
+def test_translated_losses_have_the_gradients_of_the_elbo_they_imply():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, parts = torch.rand(4, 3, 5, 5, generator=generator).double(), None
+    leaves = [draw(4, 3, 5, 5), draw(4, 6), draw(4, 6)]  # decoded mean, mu, logvar
+    for name, (loss, told, expected) in recipes(x, *leaves).items():
+        sigma, beta = translate(75, 6, **told)
+        assert (sigma, beta) == pytest.approx(expected), name
+        mean, mu, logvar = leaves
+        q_z = Normal(mu, (0.5 * logvar).exp())
+        prior = Normal(torch.zeros_like(mu), torch.ones_like(mu))
+        elbo = log_likelihood(Normal(mean, sigma), x) - beta * kl_divergence(q_z, prior).sum(1)
+        parts = [torch.autograd.grad(f, leaves, retain_graph=True) for f in (loss, -elbo.sum())]
+        ours, theirs = (np.concatenate([g.numpy().ravel() for g in grads]) for grads in parts)
+        cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+        assert cosine == pytest.approx(1.0, abs=1e-12), name
+
+
+def test_pytorch_vaes_weight_is_beta_1_5():
+    assert translate(3 * 64 * 64, pixels="mean", kl_weight=0.00025).beta == pytest.approx(1.536)
