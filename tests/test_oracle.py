@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from vaelib.evaluation import importance_weighted_bound
 from vaelib.models import VAE
-from vaelib.objectives import elbo
+from vaelib.objectives import elbo, iwae
 
 P, D, SIGMA = 5, 2, 0.6  # pixels, latent dimensions, noise
 
@@ -146,3 +146,22 @@ def test_bounds_rise_with_k_to_the_exact_value(problem):
         assert means[i + 1] > means[i] - 3 * (errors[i] + errors[i + 1])
     assert means[3] > means[0] + 10 * errors[3]  # it does rise
     assert abs(means[-1] - exact) < max(4 * errors[-1], 5e-3)
+
+
+def test_the_iwae_objective_is_exact_with_the_true_posterior_and_tightens_with_k(problem):
+    model, x = problem
+    W = torch.linalg.qr(model.W.detach())[0]
+    M = W.T @ W + SIGMA**2 * torch.eye(D).double()
+    exact = Linear(W, torch.linalg.solve(M, W.T), SIGMA * torch.linalg.inv(M).diagonal().sqrt())
+    eps = torch.randn(7, 6, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(iwae(exact, x, eps).objective, exact_log_px(exact, x))
+    assert (iwae(model, x, eps).elbo < exact_log_px(model, x)).all()
+    eps = torch.randn(400_000, 1, D, generator=torch.Generator().manual_seed(1)).double()
+    close = iwae(model, x[:1], eps).objective - exact_log_px(model, x[:1])
+    assert close.abs().item() < 0.05
+    k_one = iwae(model, x, eps[:1].expand(1, 6, D)).objective  # every term sampled, none exact
+    by_hand = elbo(model, x, eps[0].expand(6, D))
+    q_z = model.encode(x)
+    z = q_z.loc + q_z.scale * eps[0]
+    log_ratio = (Normal(0.0, 1.0).log_prob(z) - q_z.log_prob(z)).sum(-1)
+    torch.testing.assert_close(k_one, by_hand.log_px_z + log_ratio)

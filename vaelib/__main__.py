@@ -46,7 +46,7 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     if config.minutes:  # what came of the clock, in steps
         came_to = {"steps": history.rows[-1]["step"], "minutes": None, "pace": history.pace}
         checkpoints.write_recipe(folder, recipe | came_to)
-    best = max(history.rows, key=lambda row: row["val_elbo"])
+    best = max(history.rows, key=lambda row: row["val_objective"])
     print(
         f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {name} val, at step {best['step']:,}.\n"
         f"Next: vaelib sample {folder} --mode sample; vaelib evaluate {folder}"

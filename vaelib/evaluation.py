@@ -33,17 +33,20 @@ def seen_by(model, images: Tensor, generator: torch.Generator | None = None) -> 
 
 
 @torch.inference_mode()
-def elbo_terms(model, images: Images, seed: int = 0, batch: int = 500) -> tuple[Terms, Normal]:
-    """One-sample ELBO terms of every image, and its q(z | x).
+def elbo_terms(
+    model, images: Images, seed: int = 0, batch: int = 500, objective=elbo, draws: tuple = ()
+) -> tuple[Terms, Normal]:
+    """One-sample ELBO terms of every image (or another objective's), and its q(z | x).
 
+    `draws` is (K,) for an objective that takes K draws of z.
     Shapes: N images -> Terms of (N,) and (N, D), Normal (N, D); all on the CPU, in nats.
     """
     device = next(model.parameters()).device
-    x_all, eps_all = _noisy(model, images, seed)
+    x_all, eps_all = _noisy(model, images, seed, draws)
     parts, locs, scales = [], [], []
-    for x, eps in zip(x_all.split(batch), eps_all.split(batch), strict=True):
+    for x, eps in zip(x_all.split(batch), eps_all.split(batch, dim=-2), strict=True):
         x = x.to(device)
-        parts.append([t.cpu() for t in elbo(model, x, eps.to(device))])
+        parts.append([t.cpu() for t in objective(model, x, eps.to(device))])
         q_z = model.encode(x)
         locs.append(q_z.loc.cpu())
         scales.append(q_z.scale.cpu())
@@ -51,11 +54,11 @@ def elbo_terms(model, images: Images, seed: int = 0, batch: int = 500) -> tuple[
     return terms, Normal(torch.cat(locs), torch.cat(scales))
 
 
-def _noisy(model, images: Images, seed: int) -> tuple[Tensor, Tensor]:
-    """What the model sees of a whole split, and the noise for one z each, from one seed."""
+def _noisy(model, images: Images, seed: int, draws: tuple = ()) -> tuple[Tensor, Tensor]:
+    """What the model sees of a whole split, and the noise for its z, from one seed."""
     generator = torch.Generator().manual_seed(seed)
     x = seen_by(model, images.images.cpu(), generator)  # (N, C, H, W)
-    return x, torch.randn(len(images), model.latent_dim, generator=generator)
+    return x, torch.randn(*draws, len(images), model.latent_dim, generator=generator)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ Sums run over pixels and over latent dimensions; the mean over images is the tra
 loop's. So `beta = 1` is the ELBO whatever the image size, and every term is in nats.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -48,3 +49,22 @@ def elbo(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
     kl = kl_per_dim.sum(-1)  # (B,)
     # ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z))
     return Terms(log_px_z - beta * kl, log_px_z - kl, log_px_z, kl, kl_per_dim)
+
+
+def iwae(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
+    """Importance-weighted bound with K draws; K = 1 is the ELBO with all terms sampled.
+
+    beta weighs log p(z) - log q(z|x), so that a KL warm-up works here too.
+    Shapes: x (B, C, H, W), eps (K, B, D). Units: nats per image.
+    Source: Burda et al. 2016, equation 8.
+    """
+    q_z, z, p_x = model(x, eps)  # z (K, B, D)
+    log_px_z = log_likelihood(p_x, x)  # (K, B)
+    prior = Normal(torch.zeros_like(q_z.loc), torch.ones_like(q_z.scale), validate_args=False)
+    log_pz, log_qz_x = prior.log_prob(z).sum(-1), q_z.log_prob(z).sum(-1)  # (K, B)
+    # log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x)
+    log_w = log_px_z + beta * (log_pz - log_qz_x)
+    bound = log_w.logsumexp(0) - math.log(len(eps))  # (B,)
+    kl_per_dim, log_px_z = kl_per_dimension(q_z), log_px_z.mean(0)
+    kl = kl_per_dim.sum(-1)
+    return Terms(bound, log_px_z - kl, log_px_z, kl, kl_per_dim)

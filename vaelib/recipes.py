@@ -23,6 +23,7 @@ class TrainConfig:
     """How to train. These are the keys of a recipe, beside the data's and the model's.
 
     objective : what is maximised, a function of `vaelib.objectives`.
+    n_importance : draws of z per image, for objectives that take several.
     beta : weight of the KL; 1 is the ELBO.
     kl_warmup : steps over which that weight rises linearly from 0.
     steps : optimiser steps.
@@ -41,7 +42,8 @@ class TrainConfig:
     tensorboard : also write TensorBoard files into the run folder.
     """
 
-    objective: Literal["elbo"] = "elbo"
+    objective: Literal["elbo", "iwae"] = "elbo"
+    n_importance: int = 1
     beta: float = 1.0
     kl_warmup: int = 0
     steps: int = 2000
@@ -58,7 +60,9 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "lr", "eval_every", "clip"):
+        if self.objective == "elbo" and self.n_importance != 1:
+            raise ValueError(f"n_importance is {self.n_importance}; the objective elbo takes 1")
+        for name in ("steps", "batch_size", "lr", "eval_every", "clip", "n_importance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.minutes is not None and not 0 < self.minutes < math.inf:

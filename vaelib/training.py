@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -94,8 +95,8 @@ def fit(
         start, best = about["step"], about["best"]
     wrapped = accelerator.prepare_model(model)  # DistributedDataParallel under several processes
     objective = getattr(objectives, config.objective)
-    if config.compile and world == 1:
-        objective = compiled(objective)
+    draws = () if config.objective == "elbo" else (config.n_importance,)
+    compute = compiled(objective) if config.compile and world == 1 else objective
     autocast = torch.autocast(device.type, torch.bfloat16, use_bf16(config.precision, device))
     generator = torch.Generator(device)
     mine = slice(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
@@ -119,12 +120,14 @@ def fit(
         generator.manual_seed(step_seed(config.seed, step))
         indices = batch_indices(step, len(train), config).to(device)
         x = seen_by(model, train.images[indices], generator)[mine]  # (B, C, H, W)
-        eps = torch.randn(config.batch_size, model.latent_dim, generator=generator, device=device)
+        eps = torch.randn(
+            *draws, config.batch_size, model.latent_dim, generator=generator, device=device
+        )  # (B, D), or (K, B, D)
         beta = torch.tensor(kl_weight(step, config), device=device)
 
         # loss = -mean over images of the objective, in nats
         with autocast:
-            terms = objective(wrapped, x, eps[mine], beta)
+            terms = compute(wrapped, x, eps[..., mine, :], beta)
         loss = -terms.objective.mean()
         accelerator.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -142,15 +145,16 @@ def fit(
             raise TrainingError(diagnosis(model, terms, step, config))
         speed = (step + 1 - seen_at) * config.batch_size / (time.perf_counter() - began)
         row = {"step": step + 1, "train_elbo": train_elbo, "beta": beta.item()}
-        row |= validate(model, data["val"], autocast)
+        with autocast:
+            row |= validate(model, data["val"], partial(objective, beta=config.beta), draws)
         spent += time.perf_counter() - began
         row |= {"images_per_s": round(speed, 1), "seconds": round(spent, 2)}
         history.rows.append(row)
         warn_of_collapse(row, model, config, last=done == 1)
         progress.set_postfix_str(f"val {-row['val_elbo']:.2f} nats, {speed:,.0f} images/s")
         if run_dir:
-            if row["val_elbo"] > best:
-                best = row["val_elbo"]
+            if row["val_objective"] > best:
+                best = row["val_objective"]
                 checkpoints.save(model, run_dir)
             draw_samples(model, run_dir / "samples" / f"{step + 1:07d}.png", device)
             checkpoints.write_json(run_dir / "history.json", history.rows)
@@ -168,11 +172,11 @@ def fit(
     return history
 
 
-def validate(model, val: Images, autocast) -> dict:
+def validate(model, val: Images, objective, draws: tuple) -> dict:
     """One row about the validation split: mean nats per image, and active units."""
-    with autocast:
-        terms, q_z = elbo_terms(model, val)
+    terms, q_z = elbo_terms(model, val, objective=objective, draws=draws)
     return {
+        "val_objective": terms.objective.mean().item(),
         "val_elbo": terms.elbo.mean().item(),
         "val_log_px_z": terms.log_px_z.mean().item(),
         "val_kl": terms.kl.mean().item(),
