@@ -225,6 +225,7 @@ def compiled(function):
     except Exception:  # inductor has no public name for "there is no compiler"
         return function
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA on a CPU machine
+    torch.compiler.reset()  # it keeps eight versions of a function, and a notebook may ask for more
     return torch.compile(function, dynamic=False)
 
 

@@ -53,8 +53,10 @@ def image_grid(
     page = tile(images, n_columns, gap)
     height, width = (size + gap for size in images.shape[-2:])
     n_rows = math.ceil(len(images) / n_columns)
-    size = (n_columns * inches, n_rows * inches * height / width)
-    figure = Figure((max(size[0], 3.2), max(size[1], 0.5)), layout="constrained")
+    beside = 0.09 * max(map(len, row_labels)) if row_labels else 0.0  # inches for the labels
+    above = 0.25 * bool(title) + 0.2 * bool(column_labels)
+    size = (n_columns * inches + beside, n_rows * inches * height / width + above)
+    figure = Figure((max(size[0], 3.2), size[1]), layout="constrained")
     axes = figure.subplots()
     axes.imshow(page, interpolation="nearest")
     axes.set_title(title, fontsize=9)
@@ -134,10 +136,15 @@ def latent_map(means: Tensor, labels: Tensor, title: str = "", limit: float = 4.
             rf"{radius}$\sigma$", (0, -radius), fontsize=8, ha="center", va="center",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
         )  # fmt: skip
-    for digit in np.unique(digits):  # colour alone does not tell ten classes apart
+    centres = {}  # colour alone does not tell ten classes apart
+    for digit in np.unique(digits):
+        centre = np.median(z[digits == digit], 0)
+        while any(np.hypot(*(centre - other)) < 0.4 for other in centres.values()):
+            centre = centre + np.array([0.2, 0.0])  # beside the one it would cover
+        centres[digit] = centre
         axes.annotate(
-            str(digit), np.median(z[digits == digit], 0), fontsize=10, weight="bold",
-            ha="center", va="center", bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white"},
+            str(digit), centre, fontsize=10, weight="bold", ha="center", va="center",
+            bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white"},
         )  # fmt: skip
     outside = int((np.abs(z) > limit).any(1).sum())
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=title)
