@@ -54,7 +54,7 @@ def image_grid(
     height, width = (size + gap for size in images.shape[-2:])
     n_rows = math.ceil(len(images) / n_columns)
     beside = 0.09 * max(map(len, row_labels)) if row_labels else 0.0  # inches for the labels
-    above = 0.25 * bool(title) + 0.2 * bool(column_labels)
+    above = 0.32 * bool(title) + 0.22 * bool(column_labels)
     size = (n_columns * inches + beside, n_rows * inches * height / width + above)
     figure = Figure((max(size[0], 3.2), size[1]), layout="constrained")
     axes = figure.subplots()
