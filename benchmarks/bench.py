@@ -200,23 +200,23 @@ WORKERS = {f.__name__: f for f in (nats, throughput, peak, work, latency, scalin
 # -- what asks for it ----------------------------------------------------------------------------
 
 
-def measure(kind: str, processes: int = 1, **arguments) -> dict:
+def measure(worker: str, processes: int = 1, **arguments) -> dict:
     """One worker's answer, with the load of everything else, in cores, and its wall time."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc_per_node={processes}"]
-    command += [str(HERE / "bench.py"), "--worker", kind, json.dumps(arguments)]
+    command += [str(HERE / "bench.py"), "--worker", worker, json.dumps(arguments)]
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "ACCELERATE_USE_CPU": "true"}
     busy, own, began = _busy(), _own(), time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     wall = time.perf_counter() - began
     if done.returncode:
-        sys.exit(f"{kind} {arguments} failed:\n{done.stderr[-3000:]}")
+        sys.exit(f"{worker} {arguments} failed:\n{done.stderr[-3000:]}")
     foreign = max(0.0, (_busy() - busy) - (_own() - own)) / wall
     answer = json.loads(done.stdout.splitlines()[-1])
-    print(f"{kind} {arguments} -> {answer}, foreign load {foreign:.2f}", flush=True)
+    print(f"{worker} {arguments} -> {answer}, foreign load {foreign:.2f}", flush=True)
     return answer | {"foreign": round(foreign, 2)}
 
 
@@ -257,12 +257,13 @@ def rates(full: bool) -> dict:
     found["copy"] = measure("peak", kind="copy", precision="fp32")
     wide = {"widths": (96, 192), "latent_dim": 50}
     for name, model in {"MLP 400": MLP, "32-64": LARGE, "96-192": wide}.items():
-        runs = 3 if full else 1
+        runs, images = 3 if full else 1, 2_000 if name == "96-192" else 20_000
         found[name] = {"work": measure("work", model=model)}
         for plain in (True, False):
             if name != "96-192" or not plain:
                 found[name]["plain" if plain else "vaelib"] = [
-                    measure("throughput", model=model, plain=plain) for _ in range(runs)
+                    measure("throughput", model=model, plain=plain, images=images)
+                    for _ in range(runs)
                 ]
     return found
 
