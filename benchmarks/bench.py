@@ -29,8 +29,13 @@ MODELS = {10: SMALL, 30: SMALL, 60: SMALL, 120: SMALL, 300: LARGE, 600: LARGE}
 # -- what runs in a process of its own -----------------------------------------------------------
 
 
-def nats(seconds: int, seed: int, plain: bool) -> dict:
-    """Test -ELBO after so many seconds of wall clock, data loading and compiling included."""
+def nats(
+    seconds: int, seed: int = 0, plain: bool = False, model: dict | None = None, **recipe
+) -> dict:
+    """Test -ELBO after so many seconds of wall clock, data loading and compiling included.
+
+    `model` and `recipe` replace what is in MODELS and what `recipes.best_for` says.
+    """
     import torch
 
     import vaelib
@@ -43,14 +48,14 @@ def nats(seconds: int, seed: int, plain: bool) -> dict:
     if plain:
         import baseline
 
-        model = baseline.Plain()
-        steps = baseline.train(model, splits["train"].images, left) // 128
+        net = baseline.Plain()
+        steps = baseline.train(net, splits["train"].images, left) // 128
     else:
-        model = vaelib.VAE(**MODELS[seconds])
-        best = recipes.best_for(left / 60) | {"compile": True}  # warm cache: README says so
+        net = vaelib.VAE(**(model or MODELS[seconds]))
+        best = recipes.best_for(left / 60) | {"compile": True} | recipe  # from a warm cache
         config = vaelib.TrainConfig(seed=seed, minutes=left / 60, **best)
-        steps = vaelib.fit(model, splits, config).rows[-1]["step"]
-    terms, _ = evaluation.elbo_terms(model.eval(), vaelib.load("mnist", "test"))
+        steps = vaelib.fit(net, splits, config).rows[-1]["step"]
+    terms, _ = evaluation.elbo_terms(net.eval(), vaelib.load("mnist", "test"))
     return {"nats": -terms.elbo.mean().item(), "steps": steps}
 
 

@@ -47,8 +47,10 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
         came_to = {"steps": history.rows[-1]["step"], "minutes": None, "pace": history.pace}
         checkpoints.write_recipe(folder, recipe | came_to)
     best = max(history.rows, key=lambda row: row["val_objective"])
+    seen = training.CLOCKED_LOOK if config.minutes or config.pace else len(images["val"])
     print(
-        f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {name} val, at step {best['step']:,}.\n"
+        f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {seen:,} images of {name} val, at step "
+        f"{best['step']:,}.\n"
         f"Next: vaelib sample {folder} --mode sample; vaelib evaluate {folder}"
     )
 
@@ -242,7 +244,7 @@ def train_parser() -> ArgumentParser:
 
 
 EVALUATE_FLAGS = {
-    "full": "the block test_full: 5,000 samples on all test images (an hour on two cores)",
+    "full": "the block test_full: 5,000 samples on all test images (an hour or more on two cores)",
     "offline": "the block val_offline: the 5,000 validation digits, which need no download",
     "overwrite": "replace the block in metrics.json",
 }

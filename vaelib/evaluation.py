@@ -43,15 +43,12 @@ def elbo_terms(
     """
     device = next(model.parameters()).device
     x_all, eps_all = _noisy(model, images, seed, draws)
-    parts, locs, scales = [], [], []
+    parts = []
     for x, eps in zip(x_all.split(batch), eps_all.split(batch, dim=-2), strict=True):
-        x = x.to(device)
-        parts.append([t.cpu() for t in objective(model, x, eps.to(device))])
-        q_z = model.encode(x)
-        locs.append(q_z.loc.cpu())
-        scales.append(q_z.scale.cpu())
+        terms = objective(model, x.to(device), eps.to(device))
+        parts.append([t.cpu() for t in terms])
     terms = Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return terms, Normal(torch.cat(locs), torch.cat(scales))
+    return terms, Normal(terms.q_mean, terms.q_scale)
 
 
 def _noisy(model, images: Images, seed: int, draws: tuple = ()) -> tuple[Tensor, Tensor]:

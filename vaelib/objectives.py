@@ -15,13 +15,15 @@ from vaelib.likelihoods import log_likelihood
 
 
 class Terms(NamedTuple):
-    """An objective and what it is made of, in nats; B images, D latent dimensions."""
+    """An objective and what it is made of, in nats, and q(z|x); B images, D latent dimensions."""
 
     objective: Tensor  # (B,) what training maximises
     elbo: Tensor  # (B,) log p(x|z) - KL, whatever the objective
     log_px_z: Tensor  # (B,)
     kl: Tensor  # (B,)
     kl_per_dim: Tensor  # (B, D)
+    q_mean: Tensor  # (B, D) of q(z|x), no nats
+    q_scale: Tensor  # (B, D)
 
 
 def kl_per_dimension(q_z: Normal) -> Tensor:
@@ -48,7 +50,8 @@ def elbo(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
     kl_per_dim = kl_per_dimension(q_z)  # (B, D)
     kl = kl_per_dim.sum(-1)  # (B,)
     # ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z))
-    return Terms(log_px_z - beta * kl, log_px_z - kl, log_px_z, kl, kl_per_dim)
+    objective = log_px_z - beta * kl
+    return Terms(objective, log_px_z - kl, log_px_z, kl, kl_per_dim, q_z.loc, q_z.scale)
 
 
 def iwae(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
@@ -67,4 +70,4 @@ def iwae(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
     bound = log_w.logsumexp(0) - math.log(len(eps))  # (B,)
     kl_per_dim, log_px_z = kl_per_dimension(q_z), log_px_z.mean(0)
     kl = kl_per_dim.sum(-1)
-    return Terms(bound, log_px_z - kl, log_px_z, kl, kl_per_dim)
+    return Terms(bound, log_px_z - kl, log_px_z, kl, kl_per_dim, q_z.loc, q_z.scale)

@@ -37,7 +37,7 @@ class TrainConfig:
         where the processor computes in it.
     compile : use torch.compile where there is a compiler.
     eval_every : steps between looks at the validation split; a clocked run looks at each
-        tenth of its time.
+        tenth of its time, at 1,000 images.
     seed : of everything random.
     tensorboard : also write TensorBoard files into the run folder.
     """
