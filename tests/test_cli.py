@@ -162,6 +162,8 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--data", "mnist-5k", "-e", run], "not an empty folder"),
         (["train", "--resume", "-e", tmp_path / "none"], "nothing to resume"),
         (["train", "--resume"], "nothing to resume"),
+        (["train", "--resume", "-e", run, "--lr", "1"], "another lr; only steps may change"),
+        (["train", "--resume", "-e", run, "--steps", "1"], "give more steps"),
         (["evaluate", "mnist-9d", "--full"], "no checkpoint"),
         (["info", tmp_path], "is not there"),
         (["figures", "mnist-9d"], "mnist-2d"),
@@ -199,6 +201,10 @@ def test_resume_from_the_command_line(run, tmp_path):
     before = (run / "model.safetensors").read_bytes()
     main(["train", "-e", str(tmp_path / "run"), "--resume"])  # already at its end: nothing to do
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    steps = checkpoints.read_recipe(run)["steps"] + 2  # or to go on for longer
+    main(["train", "-e", str(tmp_path / "run"), "--resume", "--steps", str(steps)])
+    assert checkpoints.read_json(tmp_path / "run", "history.json")[-1]["step"] == steps
+    assert checkpoints.read_recipe(tmp_path / "run")["steps"] == steps
 
 
 def test_published_recipes_are_whole():

@@ -29,10 +29,19 @@ def test_mlp_is_the_papers_pair_of_one_hidden_layer(likelihood):
     assert counts == [561 * 200 + 201 * 4, 3 * 200 + 201 * 560]
     assert model.decode(torch.zeros(3, 2)).mean.shape == (3, 1, 28, 20)
     x = torch.rand(1, 1, 28, 20)
-    w, b = model.encoder.hidden.weight, model.encoder.hidden.bias
+    w, b = model.encoder.hidden[0].weight, model.encoder.hidden[0].bias
     hidden = torch.tanh(x.reshape(1, -1) @ w.T + b)
     expected = hidden @ model.encoder.to_latent.weight[:2].T + model.encoder.to_latent.bias[:2]
     torch.testing.assert_close(model.encode(x).loc, expected)
+
+
+def test_mlp_with_two_hidden_layers_is_the_iwae_papers():
+    # Burda et al. 2016: 784 - 200 - 200 - 50 latents - 200 - 200 - 784
+    model = VAE(latent_dim=50, backbone="mlp", hidden=200, n_hidden=2)
+    counts = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
+    assert counts == [785 * 200 + 201 * 200 + 201 * 100, 51 * 200 + 201 * 200 + 201 * 784]
+    with pytest.raises(ValueError, match="at least 1 of each"):
+        VAE(backbone="mlp", n_hidden=0)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,11 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one minds the files
     if resume:
-        recipe = checkpoints.read_recipe(folder)
+        started = checkpoints.read_recipe(folder)
+        changed = ", ".join(k for k, v in recipe.items() if k != "steps" and v != started.get(k))
+        if changed:
+            raise UsageError(f"{folder} was started with another {changed}; only steps may change")
+        recipe = started | recipe
     elif first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder: name another -e, or add --resume")
     model_keys = dict(recipe)
@@ -38,14 +42,14 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     images = {split: data.load(name, split) for split in ("train", "val")}
     torch.manual_seed(config.seed)
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
-    if first:
+    if first and not resume:
         checkpoints.write_recipe(folder, recipe)
     history = training.fit(model, images, config, folder, resume)
     if not first:
         return
     if config.minutes:  # what came of the clock, in steps
-        came_to = {"steps": history.rows[-1]["step"], "minutes": None, "pace": history.pace}
-        checkpoints.write_recipe(folder, recipe | came_to)
+        recipe |= {"steps": history.rows[-1]["step"], "minutes": None, "pace": history.pace}
+    checkpoints.write_recipe(folder, recipe)
     best = max(history.rows, key=lambda row: row["val_objective"])
     seen = training.CLOCKED_LOOK if config.minutes or config.pace else len(images["val"])
     print(
@@ -123,7 +127,7 @@ def sample(
             figure = gallery.reconstruct(model, label, images, seed=seed, **count)
         else:
             figure = gallery.visualize_latent(model, label, images)
-    print(save_figure(figure, Path(save_dir) / f"{label}-{mode}.png"))
+    print(gallery.save(figure, Path(save_dir) / f"{label}-{mode}.png"))
 
 
 def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bool = False) -> None:
@@ -207,7 +211,7 @@ def figures(names: list[str]) -> None:
         source = checkpoints.read_recipe(checkpoints.find(name))["data"]
         pictures = gallery.published_figures(name, data.load(source, "test"))
         for kind, figure in pictures.items():
-            print(save_figure(figure, ASSETS / FOLDERS[source] / f"{name}-{kind}.png"))
+            print(gallery.save(figure, ASSETS / FOLDERS[source] / f"{name}-{kind}.png"))
     checkpoints.write_tables()
 
 
@@ -224,19 +228,13 @@ def show_data(name: str) -> None:
         print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
 
 
-def save_figure(figure, path: Path) -> Path:
-    """Write a figure whole, without a date or version in it: same picture, same bytes."""
-    with checkpoints.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-    return path
-
-
 def train_parser() -> ArgumentParser:
     """A recipe's keys: the data's name, the model's arguments, the fields of TrainConfig."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="checkpoint or YAML file")
     parser.add_argument("-e", "--run_dir", type=str | None, help="default: runs/<time>")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN_DIR")
+    resume_help = "go on with the run in RUN_DIR; with more --steps, for longer"
+    parser.add_argument("--resume", action="store_true", help=resume_help)
     parser.add_argument("--data", type=str, default="mnist", help="the data set's name")
     parser.add_class_arguments(VAE, skip={"image_shape"})
     parser.add_class_arguments(training.TrainConfig)
@@ -273,8 +271,10 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
             arguments[i + 1] = str(checkpoints.find(arguments[i + 1]) / checkpoints.RECIPE)
     chosen = parser.parse_args(arguments)
     values = chosen[chosen.subcommand].as_dict()
-    if values.get("minutes"):  # what suits the time, where nothing else was typed
-        typed = {argument.split("=")[0].removeprefix("--") for argument in arguments}
+    typed = {argument.split("=")[0].removeprefix("--") for argument in arguments}
+    if values.get("resume"):  # the run's own recipe, but for what was typed
+        values = {k: v for k, v in values.items() if k in typed | {"run_dir", "resume"}}
+    elif values.get("minutes"):  # what suits the time, where nothing else was typed
         best = best_for(values["minutes"]) | {"pace": None}
         values |= {key: value for key, value in best.items() if key not in typed}
     return chosen.subcommand, values

@@ -5,6 +5,7 @@ real digits are binarised, and so are the digits that are encoded.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -152,3 +153,10 @@ def published_figures(name: str, images: Images) -> dict[str, Figure]:
         pictures["latent-map"] = visualize_latent(model, name, images)
         pictures["manifold"] = manifold(model, name)
     return pictures
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure whole, without a date or version in it: same picture, same bytes."""
+    with checkpoints.atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    return path

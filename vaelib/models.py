@@ -10,7 +10,6 @@ import json
 import math
 from pathlib import Path
 
-import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -92,29 +91,35 @@ class Decoder(nn.Module):
         return self.conv_out(h)[..., :height, :width]  # sizes that do not halve evenly: crop
 
 
-class MLPEncoder(nn.Module):
-    """One tanh hidden layer (Kingma & Welling 2014, appendix C): (B, C, H, W) -> (B, 2 D)."""
+def tanh_layers(n_in: int, hidden: int, n_hidden: int) -> nn.Sequential:
+    """`n_hidden` layers of `hidden` tanh units."""
+    sizes = itertools.pairwise([n_in] + [hidden] * n_hidden)
+    return nn.Sequential(*(layer for a, b in sizes for layer in (nn.Linear(a, b), nn.Tanh())))
 
-    def __init__(self, image_shape, latent_dim: int, hidden: int):
+
+class MLPEncoder(nn.Module):
+    """Tanh hidden layers (Kingma & Welling 2014, appendix C: one): (B, C, H, W) -> (B, 2 D)."""
+
+    def __init__(self, image_shape, latent_dim: int, hidden: int, n_hidden: int):
         super().__init__()
-        self.hidden = nn.Linear(math.prod(image_shape), hidden)
+        self.hidden = tanh_layers(math.prod(image_shape), hidden, n_hidden)
         self.to_latent = nn.Linear(hidden, 2 * latent_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.to_latent(torch.tanh(self.hidden(x.flatten(1))))
+        return self.to_latent(self.hidden(x.flatten(1)))
 
 
 class MLPDecoder(nn.Module):
-    """One tanh hidden layer (Kingma & Welling 2014, appendix C): (B, D) -> (B, n C, H, W)."""
+    """Tanh hidden layers (Kingma & Welling 2014, appendix C: one): (B, D) -> (B, n C, H, W)."""
 
-    def __init__(self, image_shape, latent_dim: int, hidden: int, n_params: int):
+    def __init__(self, image_shape, latent_dim: int, hidden: int, n_hidden: int, n_params: int):
         super().__init__()
         self.shape_out = (n_params * image_shape[0], *image_shape[1:])
-        self.hidden = nn.Linear(latent_dim, hidden)
+        self.hidden = tanh_layers(latent_dim, hidden, n_hidden)
         self.to_image = nn.Linear(hidden, math.prod(self.shape_out))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.to_image(torch.tanh(self.hidden(z))).unflatten(-1, self.shape_out)
+        return self.to_image(self.hidden(z)).unflatten(-1, self.shape_out)
 
 
 class VAE(nn.Module, PyTorchModelHubMixin):
@@ -124,10 +129,10 @@ class VAE(nn.Module, PyTorchModelHubMixin):
     ----------
     image_shape : (C, H, W); the decoder returns exactly this size.
     latent_dim : D, the number of latent dimensions.
-    backbone : "unet" (convolutional, no skips) or "mlp" (one tanh hidden layer).
+    backbone : "unet" (convolutional, no skips) or "mlp" (tanh hidden layers).
     widths : channels at 1/2, 1/4, ... of the image size ("unet" only).
     n_res_blocks : residual blocks at the bottleneck of each side ("unet" only).
-    hidden : units of the hidden layer ("mlp" only).
+    hidden, n_hidden : units of a hidden layer, and hidden layers of each side ("mlp" only).
     likelihood : "bernoulli", "continuous_bernoulli", "gaussian" (fixed sigma),
         "learned_gaussian" (one sigma, learned) or "pixel_gaussian" (one for each pixel).
     sigma : the standard deviation of "gaussian", and where "learned_gaussian" starts; pixels
@@ -142,6 +147,7 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         widths: tuple[int, ...] = (32, 64),
         n_res_blocks: int = 1,
         hidden: int = 500,
+        n_hidden: int = 1,
         likelihood: str = "bernoulli",
         sigma: float = 0.5,
     ):
@@ -155,6 +161,8 @@ class VAE(nn.Module, PyTorchModelHubMixin):
             raise ValueError(
                 f"widths {widths}, n_res_blocks {n_res_blocks}: give channels per level"
             )
+        if backbone == "mlp" and min(hidden, n_hidden) < 1:
+            raise ValueError(f"hidden {hidden}, n_hidden {n_hidden}: give at least 1 of each")
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood {likelihood!r}; choose one of {', '.join(LIKELIHOODS)}")
         self.image_shape = tuple(image_shape)
@@ -166,8 +174,8 @@ class VAE(nn.Module, PyTorchModelHubMixin):
             self.encoder = Encoder(image_shape, latent_dim, widths, n_res_blocks)
             self.decoder = Decoder(image_shape, latent_dim, widths, n_res_blocks, n_params)
         elif backbone == "mlp":
-            self.encoder = MLPEncoder(image_shape, latent_dim, hidden)
-            self.decoder = MLPDecoder(image_shape, latent_dim, hidden, n_params)
+            self.encoder = MLPEncoder(image_shape, latent_dim, hidden, n_hidden)
+            self.decoder = MLPDecoder(image_shape, latent_dim, hidden, n_hidden, n_params)
         else:
             raise ValueError(f"backbone {backbone!r}; choose unet or mlp")
 

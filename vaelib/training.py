@@ -65,7 +65,8 @@ def fit(
     """Train `model` in place on data["train"], watching data["val"].
 
     With `run_dir`, the weights best on val, the history, sample pictures and the state are
-    kept there, and `resume` goes on from that state to the very weights of an unbroken run.
+    kept there, and `resume` goes on from that state to the very weights of an unbroken run;
+    with more steps in `config`, the schedule goes on as if they had been planned.
     `on_eval(history)` is called after each look at val. Without `run_dir` the model ends
     with its last weights. Raises TrainingError when the loss is not finite, or when there
     is nothing to resume.
@@ -90,12 +91,14 @@ def fit(
     if resume:
         about = checkpoints.load_state(Path(resume_dir) / STATE, model, optimizer)
         changed = [k for k, v in asdict(config).items() if about["config"].get(k) != v]
-        if changed:
+        if set(changed) - {"steps"}:
             raise TrainingError(
-                f"{resume_dir} was started with another {', '.join(changed)}; resume it unchanged"
+                f"{resume_dir} was started with another {', '.join(changed)}; only steps may change"
             )
         history = History(about["rows"], about["pace"])
         start, best = about["step"], about["best"]
+        if config.steps < start and not config.minutes:
+            raise TrainingError(f"{resume_dir} is at step {start:,}; give more steps than that")
     wrapped = accelerator.prepare_model(model)  # DistributedDataParallel under several processes
     objective = getattr(objectives, config.objective)
     draws = () if config.objective == "elbo" else (config.n_importance,)
