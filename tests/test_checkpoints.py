@@ -188,7 +188,7 @@ def test_manifest_is_of_the_published_files():
     manifest = json.loads(checkpoints.MANIFEST.read_text())
     assert sorted(manifest) == PUBLISHED
     for name, files in manifest.items():
-        assert sorted(files) == sorted(checkpoints.FILES)
+        assert set(checkpoints.FILES) <= set(files) <= {*checkpoints.FILES, *checkpoints.MORE}
         for file, sha256 in files.items():
             content = (checkpoints.PUBLISHED / name / file).read_bytes()
             assert hashlib.sha256(content).hexdigest() == sha256

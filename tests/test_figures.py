@@ -155,3 +155,40 @@ def test_posterior_draws_have_total_variance(small_vae, digits):
     z = q_z.loc + q_z.scale * torch.randn(q_z.loc.shape)
     expected = q_z.loc.var(0) + q_z.variance.mean(0)
     torch.testing.assert_close(z.var(0), expected, rtol=0.15, atol=0.02)
+
+
+def test_mixture_finds_two_known_blobs_and_draws_from_them():
+    torch.manual_seed(0)
+    centres = torch.tensor([[3.0, 0.0, 0.0], [-3.0, 1.0, 0.0]])
+    z = centres[torch.randint(2, (4000,))] + torch.randn(4000, 3) * torch.tensor([0.3, 0.5, 2.0])
+    density = latents.fit_mixture(z, 2)
+    # log (1/2) sum_m N(z; c_m, diag): written out
+    scale = torch.tensor([0.3, 0.5, 2.0])
+    true = torch.stack([Normal(c, scale).log_prob(z).sum(1) for c in centres])
+    true = true.logsumexp(0) - math.log(2)
+    assert density.log_prob(z).mean() == pytest.approx(true.mean().item(), abs=0.02)
+    drawn = latents.draw(density, 4000, seed=1)
+    assert torch.equal(drawn, latents.draw(density, 4000, seed=1))
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(z.T), atol=0.25, rtol=0.1)
+
+
+def test_attribute_directions_of_two_gaussians():
+    # with a shared covariance the best linear classifier's normal is S^-1 (m1 - m0)
+    torch.manual_seed(0)
+    root = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
+    shift = torch.tensor([1.0, 0.2, 0.0])
+    has = torch.rand(20_000) < 0.3
+    z = torch.randn(20_000, 3) @ root.T + has.unsqueeze(1) * shift
+    difference, normal = latents.attribute_directions(z, has)
+    torch.testing.assert_close(difference, shift, atol=0.08, rtol=0)
+    fisher = torch.linalg.solve(root @ root.T, shift)
+    cosine = torch.dot(normal, fisher) / normal.norm() / fisher.norm()
+    assert cosine > 0.995
+    # both move the classifier's score by the same amount
+    assert torch.dot(normal, normal) == pytest.approx(
+        torch.dot(difference, normal).item(), rel=1e-4
+    )
+    assert (
+        latents.auc(torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([True, True, False, False]))
+        == 0.875
+    )

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from vaelib import evaluation
+from vaelib.data import Images
 from vaelib.evaluation import importance_weighted_bound, log_weights
 from vaelib.likelihoods import Bernoulli, Gaussian, log_likelihood
 from vaelib.models import VAE
@@ -135,3 +137,21 @@ def test_compiled_objective_agrees_with_the_eager_one(small_vae):
         pytest.skip("no C++ compiler on this machine, so nothing is compiled")
     for a, b in zip(fast(small_vae, x, eps), elbo(small_vae, x, eps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
+
+
+def test_psnr_bits_and_sigma_of_colour_images():
+    # a decoder that answers one grey level: its error is known pixel by pixel
+    model = VAE((3, 4, 4), 2, widths=(4,), likelihood="learned_gaussian", sigma=0.25).eval()
+    level = 100
+    model.decode = lambda z: model.likelihood(
+        torch.full((*z.shape[:-1], 3, 4, 4), (level + 0.5) / 256)
+    )
+    grey = torch.arange(2 * 48).reshape(2, 3, 4, 4).to(torch.uint8)
+    images = Images("made-up", "test", grey)
+    block = evaluation.evaluate(model, images, 2, None)
+    mse = [sum((level - g) ** 2 for g in range(48 * i, 48 * (i + 1))) / 48 for i in (0, 1)]
+    by_hand = sum(10 * math.log10(255**2 / e) for e in mse) / 2
+    assert block["psnr"][0] == pytest.approx(by_hand, abs=1e-3)
+    assert block["sigma"] == 0.25
+    bits = (block["neg_elbo"][0] / 48 + math.log(256)) / math.log(2)
+    assert block["bits_per_dim"] == pytest.approx(bits, abs=1e-3)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,34 @@ def test_resume_of_nothing_and_of_another_recipe(splits, tmp_path):
     state.write_bytes(state.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match="truncated"):
         fit(small(), splits, config, tmp_path, resume=True)
+
+
+def test_accumulated_gradients_are_the_whole_batch_s(splits):
+    config = TrainConfig(steps=6, batch_size=32, eval_every=3, precision="fp32")
+    whole, parts = small(), small()
+    a = quiet_fit(whole, splits, config)
+    b = quiet_fit(parts, splits, replace(config, accumulate=4))
+    assert a.column("train_elbo") == pytest.approx(b.column("train_elbo"), abs=0.02)
+    with pytest.raises(TrainingError, match="give a multiple of 5"):
+        fit(small(), splits, replace(config, accumulate=5))
+
+
+def test_flips_mirror_half_of_the_images(splits, monkeypatch):
+    # images whose left half is black: what the model is shown tells whether they were mirrored
+    images = torch.zeros(64, 1, 28, 28, dtype=torch.uint8)
+    images[..., 14:] = 255
+    shown, real = [], training.seen_by
+
+    def spy(model, images, generator):
+        shown.append(images)
+        return real(model, images, generator)
+
+    monkeypatch.setattr(training, "seen_by", spy)
+    data = {"train": Images("halves", "train", images), "val": splits["val"].subset(20)}
+    quiet_fit(small(), data, TrainConfig(steps=20, batch_size=64, eval_every=20, flip=True))
+    mirrored = torch.cat(shown)[:, 0, 0, 0] == 255
+    assert 0.45 < mirrored.float().mean() < 0.55
+    assert all(bool((x.sum((1, 2, 3)) == 255 * 14 * 28).all()) for x in shown)
 
 
 def test_best_on_val_is_what_is_kept(splits, tmp_path, monkeypatch):

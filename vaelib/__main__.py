@@ -63,6 +63,7 @@ def sample(
     name: str,
     mode: gallery.MODES = "sample",
     seed: int = 0,
+    latents: Literal["prior", "aggregate"] = "prior",
     n_samples: int | None = None,
     n_interpolate: int = 8,
     between: Literal["images", "prior"] = "images",
@@ -79,6 +80,8 @@ def sample(
         name: a published checkpoint, or a run folder.
         mode: what to draw.
         seed: of every random choice: draws, images, binarisation.
+        latents: where samples come from: the prior, or a density fitted to the latents of the
+            training images.
         n_samples: pictures (sample, reconstruct), rows (interpolate, traverse), or the side
             of the grid (manifold).
         n_interpolate: pictures in between the two ends.
@@ -104,30 +107,29 @@ def sample(
     if traverse_dim is not None and not 0 <= traverse_dim < model.latent_dim:
         raise UsageError(f"--traverse_dim {traverse_dim}: {name} has 0 to {model.latent_dim - 1}")
     label, count = folder.name, {} if n_samples is None else {"n_samples": n_samples}
+    images = None
+    if mode not in ("sample", "manifold") and (mode, between) != ("interpolate", "prior"):
+        images = gallery.images_for(model, folder, fallback=True)
     if mode == "sample":
-        figure = gallery.sample(model, label, seed=seed, **count)
+        density = gallery.aggregate(model, folder) if latents == "aggregate" else None
+        figure = gallery.sample(model, label, seed=seed, density=density, **count)
     elif mode == "manifold":
         figure = gallery.manifold(model, label, n_samples or 20, spacing)
-    elif mode == "interpolate" and between == "prior":
+    elif mode == "interpolate":
         figure = gallery.interpolate(
-            model, label, None, n_interpolate, path=path, seed=seed, **count
+            model, label, images, n_interpolate, path=path, seed=seed, **count
         )
+    elif mode == "traverse":
+        figure = gallery.traverse(
+            model, label, images, checkpoints.known_kl(folder), n_traverse, traverse_range,
+            traverse_dim, seed=seed, **count,
+        )  # fmt: skip
+    elif mode == "reconstruct":
+        figure = gallery.reconstruct(model, label, images, seed=seed, **count)
     else:
-        images = gallery.images_for(model, folder, fallback=True)
-        if mode == "interpolate":
-            figure = gallery.interpolate(
-                model, label, images, n_interpolate, path=path, seed=seed, **count
-            )
-        elif mode == "traverse":
-            figure = gallery.traverse(
-                model, label, images, checkpoints.known_kl(folder), n_traverse, traverse_range,
-                traverse_dim, seed=seed, **count,
-            )  # fmt: skip
-        elif mode == "reconstruct":
-            figure = gallery.reconstruct(model, label, images, seed=seed, **count)
-        else:
-            figure = gallery.visualize_latent(model, label, images)
-    print(gallery.save(figure, Path(save_dir) / f"{label}-{mode}.png"))
+        figure = gallery.visualize_latent(model, label, images)
+    ending = "-aggregate" if (mode, latents) == ("sample", "aggregate") else ""
+    print(gallery.save(figure, Path(save_dir) / f"{label}-{mode}{ending}.png"))
 
 
 def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bool = False) -> None:
@@ -143,8 +145,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
         print(f"{error} Going on with the val_offline block.")
         block_name, images = "val_offline", gallery.images_for(model, folder, "val")
     block = evaluate_fully(model, images, folder) if full else evaluation.evaluate(model, images)
-    for line in evaluation.report(block):
-        print(line)
+    print("\n".join(evaluation.report(block)))
     path = folder / checkpoints.METRICS
     blocks = checkpoints.read_json(folder, path.name) or {}
     old = blocks.get(block_name)
@@ -202,11 +203,10 @@ def figures(names: list[str]) -> None:
     Args:
         names: published checkpoints; none: all of them.
     """
-    for name in names or checkpoints.published():
-        if name not in checkpoints.published():
-            raise UsageError(
-                f"no published checkpoint {name!r}; there are: {', '.join(checkpoints.published())}"
-            )
+    known = checkpoints.published()
+    for name in names or known:
+        if name not in known:
+            raise UsageError(f"no published checkpoint {name!r}; there are: {', '.join(known)}")
         model = checkpoints.load_checkpoint(name)
         images = gallery.images_for(model, checkpoints.find(name))
         for kind, figure in gallery.published_figures(model, name, images).items():

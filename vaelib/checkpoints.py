@@ -14,13 +14,16 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vaelib.models import CONFIG, VAE, WEIGHTS, CheckpointError, read_safetensors
 
 PUBLISHED = Path(__file__).parent.parent / "checkpoints"  # there in a clone alone
 MANIFEST = Path(__file__).parent / "manifest.json"
 RECIPE, METRICS = "train.yaml", "metrics.json"
-FILES = (CONFIG, WEIGHTS, RECIPE, "history.json", METRICS)
+LATENTS, ATTRIBUTES = "latents.safetensors", "attributes.safetensors"
+FILES = (CONFIG, WEIGHTS, RECIPE, "history.json", METRICS)  # of every published checkpoint
+MORE = (LATENTS, ATTRIBUTES)  # of some
 ADDRESS = ""  # where the published checkpoints are served; $VAELIB_CHECKPOINTS overrides it
 TIMEOUT = 10.0  # seconds without a byte before a download is given up
 
@@ -81,6 +84,21 @@ def load_state(path: Path, model: VAE, optimizer) -> dict:
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return json.loads(metadata["about"])
+
+
+def keep(folder: Path, file: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Keep what was derived from a checkpoint's weights beside them."""
+    about = about | {"weights": sha256(folder / WEIGHTS)}
+    with atomic(folder / file) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
+
+
+def kept(folder: Path, file: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What `keep` has kept, or None where there is nothing, or it belongs to other weights."""
+    if not (folder / file).exists():
+        return None
+    tensors, about = read_safetensors(folder / file)
+    return (tensors, about) if about.get("weights") == sha256(folder / WEIGHTS) else None
 
 
 def published() -> list[str]:
@@ -150,7 +168,11 @@ def write_manifest() -> None:
     write_json(
         MANIFEST,
         {
-            folder.name: {name: sha256(folder / name) for name in FILES}
+            folder.name: {
+                name: sha256(folder / name)
+                for name in FILES + MORE
+                if name in FILES or (folder / name).exists()
+            }
             for folder in sorted(PUBLISHED.iterdir())
             if (folder / WEIGHTS).exists()
         },

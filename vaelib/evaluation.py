@@ -16,7 +16,7 @@ from torch.distributions import Normal
 from tqdm.auto import tqdm
 
 from vaelib.data import Images, binarise, dequantise
-from vaelib.likelihoods import log_likelihood
+from vaelib.likelihoods import bits_per_dimension, log_likelihood
 from vaelib.objectives import Terms, elbo
 
 ACTIVE_THRESHOLD = 0.01  # Var_x(E_q[z]) above which a dimension is active (Burda et al. 2016)
@@ -148,7 +148,7 @@ def evaluate(
         bound = importance_weighted_bound(
             model, x, n_importance, seed, function=function, known=known, keep=keep
         )
-    return {
+    block = {
         "data": images.name,
         "split": images.split,
         "sha256": images.sha256,
@@ -169,6 +169,27 @@ def evaluate(
         },
         "made_with": environment(device) | {"seconds": round(time.perf_counter() - began, 1)},
     }
+    if not model.likelihood.binary:
+        bits = bits_per_dimension(block["neg_elbo"][0], math.prod(model.image_shape))
+        block |= {"bits_per_dim": round(bits, 4), "psnr": mean_and_error(psnr(model, images, q_z))}
+        if sigma := getattr(model.likelihood, "sigma", None):
+            block["sigma"] = round(sigma, 5)
+    return block
+
+
+@torch.inference_mode()
+def psnr(model, images: Images, q_z: Normal, batch: int = 500) -> Tensor:
+    """Peak signal-to-noise ratio of each image's reconstruction from the mean of q(z | x).
+
+    10 log10(255^2 / mean squared error), with the mean of p(x | z) put back on 0 to 255.
+    Shapes: N images, q_z (N, D) -> (N,) on the CPU. Units: dB.
+    """
+    device, found = next(model.parameters()).device, []
+    for z, grey in zip(q_z.loc.split(batch), images.images.split(batch), strict=True):
+        x_mean = model.decode(z.to(device)).mean.cpu()
+        levels = (256 * x_mean - 0.5).clamp(0, 255)  # the middle of a level's cell is the level
+        found.append((levels - grey.cpu()).square().mean((1, 2, 3)))
+    return 10 * (255**2 / torch.cat(found)).log10()
 
 
 def report(block: dict) -> list[str]:
@@ -184,6 +205,11 @@ def report(block: dict) -> list[str]:
         f"{block['data']} {block['split']}, binarisation: {block['binarisation']}; nats per image"
     )
     lines = [f"{name:>22} {v:9.3f} +- {e:.3f}  ({n:,} images)" for name, (v, e), n in rows]
+    if "psnr" in block:
+        lines.append(f"{'bits per dimension':>22} {block['bits_per_dim']:9.3f}")
+        lines.append(f"{'PSNR, dB':>22} {block['psnr'][0]:9.3f} +- {block['psnr'][1]:.3f}")
+    if "sigma" in block:
+        lines.append(f"{'sigma':>22} {block['sigma']:9.5f}")
     return [head, *lines, f"{'active units':>22} {block['active_units']:5d}"]
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 from vaelib import checkpoints, data, figures, latents
 from vaelib.data import Images
@@ -23,6 +24,57 @@ def images_for(model, folder: Path, split: str = "test", fallback=False) -> Imag
     source = checkpoints.read_recipe(folder)["data"]
     split = "val" if source == "mnist-5k" else split  # which has no test
     return data.load(source, split, fallback=fallback, image_size=model.image_shape[-1])
+
+
+def drawn(model, images: Images, seed: int = 0) -> Tensor:
+    """One draw from q(z | x) for each image. Shapes: N images -> (N, D)."""
+    q_z = elbo_terms(model, images, seed)[1]
+    noise = torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(seed))
+    return q_z.loc + q_z.scale * noise
+
+
+def aggregate(model, folder: Path) -> MixtureSameFamily:
+    """A density fitted to draws from q(z | x) over the training images; kept beside the weights.
+
+    A Gaussian mixture; the number of its components is the one best on the validation images.
+    """
+    if found := checkpoints.kept(folder, checkpoints.LATENTS):
+        return latents.mixture(**found[0])
+    train, val = (drawn(model, images_for(model, folder, s)) for s in ("train", "val"))
+    fits = {n: latents.fit_mixture(train, n) for n in (1, 2, 5, 10, 20)}
+    scores = {n: fit.log_prob(val).mean().item() for n, fit in fits.items()}
+    best = max(scores, key=scores.get)
+    parts = fits[best].component_distribution
+    tensors = {"weights": fits[best].mixture_distribution.probs, "means": parts.loc}
+    about = {f"val log-density, {n} components": f"{s:.3f} nats" for n, s in scores.items()}
+    tensors["scale_tril"] = parts.scale_tril
+    checkpoints.keep(folder, checkpoints.LATENTS, tensors, about)
+    return fits[best]
+
+
+def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Of each attribute its two directions, and how well they tell held-out images; kept.
+
+    "directions" (2, D), `latents.attribute_directions` of the training images, and "auc" (2,),
+    the areas under the ROC curve of the test images' means of q(z | x) along either. Empty
+    where the data has no attributes.
+    """
+    found = checkpoints.kept(folder, checkpoints.ATTRIBUTES)
+    if not found:
+        train, test = (images_for(model, folder, split) for split in ("train", "test"))
+        z, z_test = (elbo_terms(model, images)[1].loc for images in (train, test))
+        tensors = {}
+        for name, has in (train.attributes or {}).items():
+            ways = torch.stack(latents.attribute_directions(z, has))  # (2, D)
+            on_test = [latents.auc(z_test @ way, test.attributes[name]) for way in ways]
+            tensors |= {f"{name}.directions": ways, f"{name}.auc": torch.tensor(on_test)}
+        checkpoints.keep(folder, checkpoints.ATTRIBUTES, tensors, {})
+        found = tensors, {}
+    table: dict[str, dict[str, Tensor]] = {}
+    for key in sorted(found[0]):
+        name, what = key.rsplit(".", 1)
+        table.setdefault(name, {})[what] = found[0][key]
+    return table
 
 
 @torch.inference_mode()
@@ -48,10 +100,14 @@ def encode_some(model, images: Images, n: int, seed: int) -> tuple[Tensor, Tenso
     return x, model.encode(x).loc
 
 
-def sample(model, name: str, n_samples: int = 64, seed: int = 0) -> Figure:
-    """Decoded draws from the prior."""
-    z = prior_draws(model, n_samples, seed)
-    return figures.samples(decode(model, z), f"{name}: {n_samples} samples, z ~ N(0, I)")
+def sample(
+    model, name: str, n_samples: int = 64, seed: int = 0, density: MixtureSameFamily | None = None
+) -> Figure:
+    """Decoded draws from the prior, or from a density fitted to latents."""
+    z, source = prior_draws(model, n_samples, seed), "z ~ N(0, I)"
+    if density is not None:
+        z, source = latents.draw(density, n_samples, seed), "z ~ density fitted to q(z | x)"
+    return figures.samples(decode(model, z), f"{name}: {n_samples} samples, {source}")
 
 
 def interpolate(
@@ -130,12 +186,9 @@ def manifold(
 
 def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
     """Every latent dimension of one draw from q(z | x) per image, against the prior."""
-    terms, q_z = elbo_terms(model, images, seed)
-    z = q_z.loc + q_z.scale * torch.randn(
-        q_z.loc.shape, generator=torch.Generator().manual_seed(seed)
-    )
+    kl_per_dim = elbo_terms(model, images, seed)[0].kl_per_dim.mean(0)
     title = f"{name}: draws from q(z | x) over {images.title} (blue), N(0, 1) (orange)"
-    return figures.latent_histogram(z, terms.kl_per_dim.mean(0), title)
+    return figures.latent_histogram(drawn(model, images, seed), kl_per_dim, title)
 
 
 def published_figures(model, name: str, images: Images) -> dict[str, Figure]:

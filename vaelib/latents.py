@@ -1,9 +1,10 @@
-"""Paths and grids through latent space: tensors in, tensors out."""
+"""Paths, grids, densities and directions in latent space: tensors in, tensors out."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 
 def linear(z_start: Tensor, z_end: Tensor, n: int) -> Tensor:
@@ -66,3 +67,62 @@ def order_by_kl(kl_per_dim: Tensor) -> Tensor:
     Shapes: (B, D) nats -> (D,) int64.
     """
     return kl_per_dim.mean(0).argsort(descending=True)
+
+
+def mixture(weights: Tensor, means: Tensor, scale_tril: Tensor) -> MixtureSameFamily:
+    """A mixture of M Gaussians with full covariances.
+
+    Shapes: weights (M,), means (M, D), scale_tril (M, D, D) -> over (D,).
+    """
+    parts = MultivariateNormal(means, scale_tril=scale_tril)
+    return MixtureSameFamily(Categorical(weights), parts)
+
+
+def fit_mixture(z: Tensor, n_components: int, seed: int = 0) -> MixtureSameFamily:
+    """A Gaussian mixture fitted to latents by expectation maximisation (scikit-learn's).
+
+    Given draws from q(z | x) over the training images, it stands for the *aggregate
+    posterior*, which is what the decoder has met; one component is a plain Gaussian.
+    Shapes: (N, D) -> over (D,).
+    """
+    from sklearn.mixture import GaussianMixture
+
+    fit = GaussianMixture(n_components, reg_covar=1e-4, random_state=seed).fit(z.double().numpy())
+    scale_tril = torch.linalg.cholesky(torch.tensor(fit.covariances_))
+    return mixture(*(torch.as_tensor(t).float() for t in (fit.weights_, fit.means_, scale_tril)))
+
+
+def draw(density: MixtureSameFamily, n: int, seed: int = 0) -> Tensor:
+    """`n` draws by the seed, the global one untouched. Shapes: -> (n, D)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return density.sample((n,))
+
+
+def attribute_directions(z: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
+    """Two directions in latent space that go from images without an attribute to those with it.
+
+    The difference of the two means, and the normal of a linear classifier (logistic regression),
+    made so long that a step along either moves the classifier's score by the same amount.
+    Shapes: z (N, D), has (N,) bool -> (D,), (D,).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    difference = z[has].mean(0) - z[~has].mean(0)
+    scale = z.std(0)  # the regularisation is then the same for every dimension
+    classifier = LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced")
+    classifier.fit((z / scale).numpy(), has.numpy())
+    normal = torch.tensor(classifier.coef_[0]).float() / scale
+    normal = normal / normal.norm()
+    # step n |d.n|: its projection on the normal is that of the difference
+    return difference, normal * torch.dot(difference, normal)
+
+
+def auc(scores: Tensor, has: Tensor) -> float:
+    """Probability that an image with the attribute scores above one without it (ties: half).
+
+    Shapes: (N,), (N,) bool. Source: scikit-learn's roc_auc_score.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(has.numpy(), scores.numpy()))

@@ -30,6 +30,8 @@ class TrainConfig:
     minutes : of wall clock, in place of `steps`: the schedule follows the clock.
     pace : the step at which each hundredth of a clocked run began, to replay it exactly.
     batch_size : images per step, over all processes together.
+    accumulate : parts into which a process cuts its share of a batch, one after the other, to
+        fit in memory: the gradient is the whole batch's.
     lr : peak learning rate of AdamW: linear warm-up over 10 % of the run, then cosine to 0.
     weight_decay : AdamW's.
     clip : largest norm of the gradient, in nats per parameter unit.
@@ -51,6 +53,7 @@ class TrainConfig:
     minutes: float | None = None
     pace: list[int] | None = None
     batch_size: int = 64
+    accumulate: int = 1
     lr: float = 4e-3
     weight_decay: float = 0.05
     clip: float = 200.0
@@ -64,7 +67,15 @@ class TrainConfig:
     def __post_init__(self):
         if self.objective == "elbo" and self.n_importance != 1:
             raise ValueError(f"n_importance is {self.n_importance}; the objective elbo takes 1")
-        for name in ("steps", "batch_size", "lr", "eval_every", "clip", "n_importance"):
+        for name in (
+            "steps",
+            "batch_size",
+            "lr",
+            "eval_every",
+            "clip",
+            "n_importance",
+            "accumulate",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.minutes is not None and not 0 < self.minutes < math.inf:

@@ -73,9 +73,11 @@ def fit(
     """
     accelerator = Accelerator(mixed_precision="no")
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    if config.batch_size % world:
+    share = world * config.accumulate
+    if config.batch_size % share:
         raise TrainingError(
-            f"batch_size {config.batch_size} over {world} processes: give a multiple of {world}"
+            f"batch_size {config.batch_size} in {share} equal parts (processes times accumulate): "
+            f"give a multiple of {share}"
         )
     if config.minutes and world > 1:
         raise TrainingError(f"minutes is for one process; give steps to {world} of them")
@@ -105,7 +107,8 @@ def fit(
     compute = compiled(objective) if config.compile and world == 1 else objective
     autocast = torch.autocast(device.type, torch.bfloat16, use_bf16(config.precision, device))
     generator = torch.Generator(device)
-    mine = slice(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
+    size = config.batch_size // share
+    mine = [slice(i * size, (i + 1) * size) for i in range(share)][rank::world]
     board = None
     if config.tensorboard and run_dir:
         from torch.utils.tensorboard import SummaryWriter
@@ -122,30 +125,31 @@ def fit(
         total, initial=start, unit="step", disable=rank > 0, mininterval=0.5,
     )  # fmt: skip
     for step, done, look in progress:
-        # draw the global batch and its noise, and keep this process's slice
+        # draw the global batch and its noise, of which this process takes its parts
         generator.manual_seed(step_seed(config.seed, step))
         indices = batch_indices(step, len(train), config).to(device)
         images = train.images[indices]  # (B, C, H, W) uint8
         if config.flip:
             mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=device) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
-        x = seen_by(model, images, generator)[mine]  # (B, C, H, W)
+        x = seen_by(model, images, generator)  # (B, C, H, W) float
         eps = torch.randn(
             *draws, config.batch_size, model.latent_dim, generator=generator, device=device
         )  # (B, D), or (K, B, D)
         beta = torch.tensor(kl_weight(step, config), device=device)
 
         # loss = -mean over images of the objective, in nats
-        with autocast:
-            terms = compute(wrapped, x, eps[..., mine, :], beta)
-        loss = -terms.objective.mean()
-        accelerator.backward(loss)
+        for part in mine:
+            with autocast:
+                terms = compute(wrapped, x[part], eps[..., part, :], beta)
+            loss = -terms.objective.mean() / config.accumulate
+            accelerator.backward(loss)
+            running += terms.elbo.detach().mean() / config.accumulate
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(done, config)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        running += terms.elbo.detach().mean()
 
         # every so often: look at the validation split, draw, save
         if not look:
