@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from vaelib import checkpoints, data, evaluation, gallery, training
+from vaelib.export import export
 from vaelib.models import VAE, CheckpointError
 from vaelib.recipes import best_for
 
@@ -247,7 +248,7 @@ EVALUATE_FLAGS = {
     "offline": "the block val_offline: the 5,000 validation digits, which need no download",
     "overwrite": "replace the block in metrics.json",
 }
-COMMANDS = {f.__name__: f for f in (sample, evaluate, info, figures)} | {"data": show_data}
+COMMANDS = {f.__name__: f for f in (sample, evaluate, info, figures, export)} | {"data": show_data}
 
 
 def parse(arguments: list[str]) -> tuple[str, dict]:
@@ -263,6 +264,9 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
                 sub.add_argument(f"--{flag}", action="store_true", help=what)
         elif function is figures:
             sub.add_argument("names", nargs="*", help="published checkpoints; none: all of them")
+        elif function is export:
+            sub.add_argument("name", help="a published checkpoint, or a run folder")
+            sub.add_argument("-o", "--output", type=Path, default=Path("explorer.html"))
         else:
             sub.add_function_arguments(function, as_positional=True, as_group=False)
         commands.add_subcommand(name, sub, help=function.__doc__.splitlines()[0])

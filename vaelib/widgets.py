@@ -1,14 +1,23 @@
-"""Sliders: a pure function from a latent vector to a picture, then the widget over it."""
+"""Sliders: a pure function from a latent vector to a picture, then the widgets over it."""
 
+import base64
 import io
+from pathlib import Path
 
+import anywidget
 import ipywidgets
 import torch
+import traitlets
 from IPython.display import display
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from vaelib import figures
+from vaelib import figures, latents
+from vaelib.data import Images
+from vaelib.evaluation import elbo_terms, seen_by
+
+SOURCES = Path(__file__).parent / "explorer"
 
 
 @torch.inference_mode()
@@ -80,3 +89,102 @@ def live_loss_curve(title: str = ""):
     """A callback for `fit(on_eval=...)`: one figure in the notebook, redrawn at each look."""
     handle = display(display_id=True)
     return lambda history: handle.update(figures.loss_curve(history.rows, title))
+
+
+@torch.inference_mode()
+def pixels(model, z: Tensor) -> bytes:
+    """The decoded mean of one latent vector, one byte a pixel, plane by plane.
+
+    Shapes: z (D,) -> C * H * W bytes. Raises ValueError where the decoder's answer is no number.
+    """
+    mean = model.decode(z.to(next(model.parameters()).device).unsqueeze(0)).mean[0]  # (C, H, W)
+    if not torch.isfinite(mean).all():
+        raise ValueError("the decoder's answer is not finite: are the model's weights?")
+    return mean.clamp(0, 1).mul(255).round().byte().cpu().contiguous().numpy().tobytes()
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as text that a page can show."""
+    stream = io.BytesIO()
+    image.save(stream, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+@torch.inference_mode()
+def about(
+    model,
+    name: str,
+    images: Images | None = None,
+    kl_per_dim: list[float] | None = None,
+    n_starts: int = 10,
+    directions: dict[str, Tensor] | None = None,
+    draws: Tensor | None = None,
+    limit: float = 3.0,
+) -> dict:
+    """What the explorer has to know of a model, as JSON; see explorer/explorer.js.
+
+    `images` are there to start from, and, with two latent dimensions, to be the map's dots;
+    `directions` (D,) by name become sliders; `draws` (N, D) are offered beside the prior's.
+    """
+    n = model.latent_dim
+    order = torch.tensor(kl_per_dim).argsort(descending=True).tolist() if kl_per_dim else range(n)
+    found = {
+        "name": name,
+        "shape": list(model.image_shape),
+        "limit": limit,
+        "dims": [{"dim": d, "nats": kl_per_dim[d] if kl_per_dim else None} for d in order],
+    }
+
+    def rounded(z: Tensor) -> list:
+        return [[round(v, 3) for v in row] for row in z.tolist()]
+
+    if images is not None and n == 2:
+        some = images.subset(2000)
+        labels = torch.zeros(len(some)) if some.labels is None else some.labels
+        z = elbo_terms(model, some)[1].loc
+        found["points"] = {"z": rounded(z), "labels": labels.int().tolist()}
+    if n == 2:
+        side = 21
+        grid = model.decode(latents.manifold(side, "linear", limit)).mean
+        page = (figures.tile(grid, side, gap=0) * 255).astype("uint8")
+        found["manifold"] = data_url(Image.fromarray(page).convert("L"))
+    if images is not None and n_starts:
+        some = images.subset(n_starts)
+        x = seen_by(model, some.images, torch.Generator().manual_seed(0))
+        kind = images.things.removesuffix("s")
+        found["starts"] = [
+            {"label": f"{kind} {i + 1}", "z": z, "picture": data_url(to_pil_image(picture))}
+            for i, (z, picture) in enumerate(zip(rounded(model.encode(x).loc), x, strict=True))
+        ]
+    if directions:
+        found["directions"] = [
+            {"name": key.replace("_", " "), "v": v}
+            for key, v in zip(directions, rounded(torch.stack([*directions.values()])), strict=True)
+        ]
+    if draws is not None:
+        found["draws"] = rounded(draws)
+    return found
+
+
+class LatentExplorer(anywidget.AnyWidget):
+    """The explorer in a notebook: drag, and the kernel decodes as fast as it can.
+
+    Takes a model and what `about` says of it. Up to three requests are on their way at once
+    (explorer/widget.js), so that the picture does not wait for acknowledgements.
+    """
+
+    _esm = "\n".join((SOURCES / f"{part}.js").read_text("utf-8") for part in ("explorer", "widget"))
+    _css = (SOURCES / "explorer.css").read_text("utf-8")
+    about = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, model, about: dict):
+        super().__init__(about=about)
+        self._model = model
+        self.on_msg(self._answer)
+
+    def _answer(self, _, request: dict, __) -> None:
+        try:
+            picture = pixels(self._model, torch.tensor(request["z"]))
+            self.send({"number": request["number"]}, buffers=[picture])
+        except Exception as error:  # whatever it is, it is shown beside the sliders
+            self.send({"number": request["number"], "error": f"{type(error).__name__}: {error}"})

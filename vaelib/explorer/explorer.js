@@ -1,0 +1,246 @@
+// The explorer's face: sliders, map and picture. How a latent vector becomes a picture it
+// leaves to `decode(z)`, which gives bytes, plane by plane, or a promise of them.
+//
+// about: {name, shape: [C, H, W], dims: [{dim, nats}], limit, points?: {z, labels},
+//         manifold?: URL, starts?: [{label, z, picture: URL}], directions?: [{name, v}],
+//         draws?: [z]}
+
+const COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc",
+  "#ca9161", "#fbafe4", "#949494", "#b8a800", "#56b4e9"];
+
+function mount(root, about, decode, inFlight = 1) {
+  const [channels, height, width] = about.shape, limit = about.limit;
+  const n = about.dims.length;
+  const base = new Float32Array(n); // where the sliders stand
+  const strengths = (about.directions || []).map(() => 0);
+  const held = { A: null, B: null };
+  let mark = null; // where we are on the map
+
+  // --- from z to the picture: the latest position wins, at most `inFlight` are on their way
+  let wanted = null, flying = 0, asked = 0, shown = 0;
+
+  function current() {
+    const z = base.slice();
+    strengths.forEach((s, i) => about.directions[i].v.forEach((v, d) => { z[d] += s * v; }));
+    return z;
+  }
+
+  function refresh() {
+    wanted = current();
+    place();
+    pump();
+  }
+
+  function pump() {
+    while (wanted && flying < inFlight) {
+      const z = wanted, number = ++asked;
+      wanted = null;
+      flying++;
+      Promise.resolve().then(() => decode(z)).then((bytes) => {
+        if (number < shown) return;
+        shown = number;
+        paint(bytes);
+        say("");
+      }).catch((error) => say(String(error.message || error)))
+        .finally(() => { flying--; pump(); });
+    }
+  }
+
+  function paint(bytes) {
+    const image = context.createImageData(width, height), plane = height * width;
+    for (let i = 0; i < plane; i++) {
+      for (let c = 0; c < 3; c++) image.data[4 * i + c] = bytes[channels === 3 ? c * plane + i : i];
+      image.data[4 * i + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+    canvas.dataset.frame = shown;
+  }
+
+  function say(text) {
+    status.textContent = text;
+  }
+
+  // --- small helpers for the page
+  function add(parent, tag, attributes = {}, text = "") {
+    const element = document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (text) element.textContent = text;
+    parent.append(element);
+    return element;
+  }
+
+  function button(parent, text, title, act) {
+    const element = add(parent, "button", { type: "button", title }, text);
+    element.addEventListener("click", act);
+    return element;
+  }
+
+  function slider(parent, label, low, high, value, act) {
+    const line = add(parent, "label", { class: "vae-line" });
+    add(line, "span", { class: "vae-name" }, label);
+    const range = add(line, "input",
+      { type: "range", min: low, max: high, step: 0.01, value, "aria-label": label });
+    const number = add(line, "output", {}, Number(value).toFixed(2));
+    range.addEventListener("input", () => {
+      number.textContent = Number(range.value).toFixed(2);
+      act(Number(range.value));
+    });
+    return { set(v) { range.value = v; number.textContent = v.toFixed(2); } };
+  }
+
+  // --- the picture and its buttons
+  root.classList.add("vae-explorer");
+  root.replaceChildren();
+  const left = add(root, "div", { class: "vae-left" });
+  const canvas = add(left, "canvas",
+    { width, height, class: height < 48 ? "vae-picture vae-crisp" : "vae-picture", role: "img",
+      "aria-label": `the picture that ${about.name} decodes from z` });
+  const context = canvas.getContext("2d");
+  const status = add(left, "div", { class: "vae-status", role: "status", "aria-live": "polite" });
+  const buttons = add(left, "div", { class: "vae-buttons" });
+  const gaussian = () => Math.sqrt(-2 * Math.log(1 - Math.random())) *
+    Math.cos(2 * Math.PI * Math.random());
+  let temperature = 1;
+  button(buttons, "mean", "the mean of the prior: every latent 0", () => go(base.map(() => 0)));
+  button(buttons, "draw", "a random draw from the prior",
+    () => go(base.map(() => temperature * gaussian())));
+  if (about.draws)
+    button(buttons, "draw, fitted", "a draw from the density fitted to encoded images",
+      () => go(about.draws[Math.floor(Math.random() * about.draws.length)]));
+  button(buttons, "shuffle", "the same values on other dimensions", () => {
+    const z = base.slice();
+    for (let i = n - 1; i > 0; i--) {
+      const j = Math.floor(Math.random() * (i + 1));
+      [z[i], z[j]] = [z[j], z[i]];
+    }
+    go(z);
+  });
+  button(buttons, "save PNG", "save the picture", () => {
+    const large = document.createElement("canvas"), times = Math.max(1, Math.round(448 / height));
+    large.width = width * times;
+    large.height = height * times;
+    const paper = large.getContext("2d");
+    paper.imageSmoothingEnabled = height >= 48;
+    paper.drawImage(canvas, 0, 0, large.width, large.height);
+    add(left, "a", { download: `${about.name}.png`, href: large.toDataURL(), hidden: "" }).click();
+  });
+  button(buttons, "copy z", "copy the latent vector as a list of numbers", async () => {
+    const text = JSON.stringify(Array.from(current(), (v) => Number(v.toFixed(4))));
+    try {
+      await navigator.clipboard.writeText(text);
+      say("z is on the clipboard");
+    } catch {
+      say(text); // no clipboard here: show it, to be marked and copied
+    }
+  });
+
+  // --- two slots and the way between them
+  const compare = add(left, "div", { class: "vae-buttons" });
+  const between = add(left, "div");
+  for (const slot of ["A", "B"])
+    button(compare, `hold ${slot}`, `keep this z as ${slot}`, () => {
+      held[slot] = base.slice();
+      say(`${slot} is held`);
+      if (held.A && held.B && !between.firstChild)
+        slider(between, "A to B", 0, 1, slot === "A" ? 0 : 1,
+          (t) => go(held.A.map((a, d) => (1 - t) * a + t * held.B[d])));
+    });
+
+  // --- sliders: the dimensions that carry most first, the dead ones folded away
+  const right = add(root, "div", { class: "vae-right" });
+  const sliders = [];
+  function sliderFor(parent, { dim, nats }) {
+    const label = nats === null ? `z[${dim}]` : `z[${dim}], ${nats.toFixed(1)} nats`;
+    sliders[dim] = slider(parent, label, -limit, limit, 0, (v) => { base[dim] = v; refresh(); });
+  }
+  if (about.points) map(add(right, "div", { class: "vae-map" }));
+  const dead = about.dims.filter((d) => d.nats !== null && d.nats < 0.05);
+  const alive = about.dims.filter((d) => !dead.includes(d));
+  alive.slice(0, 12).forEach((d) => sliderFor(right, d));
+  for (const [title, some] of [["more dimensions", alive.slice(12)], ["dead dimensions", dead]])
+    if (some.length) {
+      const fold = add(right, "details");
+      add(fold, "summary", {}, `${some.length} ${title}`);
+      some.forEach((d) => sliderFor(fold, d));
+    }
+  if (n > 2) slider(right, "temperature of a draw", 0, 2, 1, (t) => { temperature = t; });
+  if (strengths.length) {
+    const fold = add(right, "details", { open: "" });
+    add(fold, "summary", {}, "attributes");
+    about.directions.forEach(({ name }, i) =>
+      slider(fold, name, -2, 2, 0, (s) => { strengths[i] = s; refresh(); }));
+  }
+  if (about.starts && about.starts.length) {
+    const strip = add(right, "div", { class: "vae-strip" });
+    for (const { label, z, picture } of about.starts) {
+      const start = button(strip, "", `start from ${label}`, () => go(z));
+      add(start, "img", { src: picture, alt: label });
+    }
+  }
+
+  function go(z) {
+    base.set(z);
+    sliders.forEach((s, d) => s.set(base[d]));
+    refresh();
+  }
+
+  // --- two dimensions: drag over the encoded images
+  function map(parent) {
+    const size = 300, far = limit + 0.5, unit = size / (2 * far);
+    const square = add(parent, "div", { class: "vae-square" });
+    const chart = add(square, "canvas", { width: 2 * size, height: 2 * size, tabindex: 0,
+      role: "application", "aria-label": "map of the latent plane: drag, or use the arrow keys" });
+    mark = add(square, "div", { class: "vae-mark" });
+    const ink = chart.getContext("2d");
+    ink.scale(2, 2); // sharp on dense screens
+    const dots = () => about.points.z.forEach(([x, y], i) => {
+      ink.fillStyle = COLOURS[about.points.labels[i] % COLOURS.length];
+      ink.fillRect(size / 2 + x * unit - 1.2, size / 2 - y * unit - 1.2, 2.4, 2.4);
+    });
+    ink.fillRect(0, 0, size, size);
+    if (about.manifold) {
+      const page = new Image();
+      page.onload = () => {
+        ink.globalAlpha = 0.5;
+        ink.drawImage(page, (size / 2) - limit * unit, (size / 2) - limit * unit,
+          2 * limit * unit, 2 * limit * unit);
+        ink.globalAlpha = 1;
+        dots();
+      };
+      page.src = about.manifold;
+    } else dots();
+    const follow = (event) => {
+      const box = chart.getBoundingClientRect();
+      const x = ((event.clientX - box.left) / box.width - 0.5) * 2 * far;
+      const y = (0.5 - (event.clientY - box.top) / box.height) * 2 * far;
+      go([x, y].map((v) => Math.min(far, Math.max(-far, v))));
+    };
+    chart.addEventListener("pointerdown", (event) => {
+      chart.setPointerCapture(event.pointerId);
+      follow(event);
+    });
+    chart.addEventListener("pointermove", (event) => { if (event.buttons) follow(event); });
+    chart.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+      if (!(event.key in step)) return;
+      event.preventDefault();
+      go(base.map((v, d) => Math.min(far, Math.max(-far, v + 0.1 * step[event.key][d]))));
+    });
+    const legend = add(parent, "div", { class: "vae-legend" });
+    for (const label of [...new Set(about.points.labels)].sort((a, b) => a - b)) {
+      const key = add(legend, "span", {}, String(label));
+      key.style.setProperty("--colour", COLOURS[label % COLOURS.length]);
+    }
+  }
+
+  function place() {
+    if (!mark) return;
+    const far = limit + 0.5;
+    mark.style.left = `${50 + (50 * base[0]) / far}%`;
+    mark.style.top = `${50 - (50 * base[1]) / far}%`;
+  }
+
+  if (!context) say("this browser has no canvas: open the page in another one");
+  refresh();
+  return { go, current };
+}

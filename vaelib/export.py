@@ -1,0 +1,100 @@
+"""A model as one page of HTML that needs no Python, no server and no network.
+
+The decoder's weights go in as half-precision numbers; the forward pass is decoder.js, in
+which every block of `vaelib.blocks` stands a second time.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vaelib import checkpoints, gallery, latents, widgets
+from vaelib.checkpoints import write_text
+from vaelib.likelihoods import LIKELIHOODS
+
+INTRO = (
+    "Move a slider, and the decoder of this variational autoencoder draws what belongs to that "
+    "point of its latent space. The network runs here, in your browser: the page works offline."
+)
+SOURCES = Path(__file__).parent / "explorer"
+# what decoder.js needs to know of a module, beside its parameters and children
+FACTS = {
+    "Linear": ("in_features", "out_features"),
+    "Conv2d": ("out_channels",),
+    "GroupNorm": ("num_groups", "eps"),
+    "Decoder": ("shape_in", "image_shape"),
+    "SiLU": (), "Tanh": (), "PixelShuffle": (), "Sequential": (), "MLPDecoder": (),
+    "ConvBlock": (), "Downsample": (), "Upsample": (), "ResidualBlock": (),
+}  # fmt: skip
+
+
+def describe(module: nn.Module, weights: list[Tensor]) -> dict:
+    """A module as decoder.js reads it; its parameters are appended to `weights`.
+
+    Raises ValueError for a module that decoder.js does not have.
+    """
+    kind = type(module).__name__
+    if kind not in FACTS:
+        raise ValueError(f"no page can be made with a {kind}: decoder.js does not have it")
+    found = {"type": kind} | {name: getattr(module, name) for name in FACTS[kind]}
+    if isinstance(module, nn.Conv2d):
+        if module.kernel_size != (3, 3) or module.padding != (1, 1):
+            raise ValueError(f"{module}: decoder.js has 3x3 convolutions with padding 1 alone")
+        found["stride"] = module.stride[0]
+    for name, parameter in module.named_parameters(recurse=False):
+        found[name] = {"at": sum(w.numel() for w in weights), "length": parameter.numel()}
+        weights.append(parameter.detach().cpu())
+    children = {name: describe(child, weights) for name, child in module.named_children()}
+    return found | ({"children": list(children.values())} if kind == "Sequential" else children)
+
+
+def packed(weights: list[Tensor]) -> str:
+    """All weights in half precision, one after the other, as base64."""
+    flat = torch.cat([w.flatten() for w in weights]).half()
+    if not torch.isfinite(flat).all():
+        raise ValueError("the weights are not finite in half precision; train the model again")
+    return base64.b64encode(flat.numpy().astype("<f2").tobytes()).decode()
+
+
+def export(name: str, output: Path) -> None:
+    """Write a checkpoint as one page of HTML: sliders, map and decoder, with no Python behind."""
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    images = gallery.images_for(model, folder, fallback=True)
+    fitted = checkpoints.kept(folder, checkpoints.LATENTS)
+    draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
+    ways = None
+    if checkpoints.kept(folder, checkpoints.ATTRIBUTES):
+        ways = {k: v["directions"][0] for k, v in gallery.attributes(model, folder).items()}
+    # faces may not be passed on: their page starts from draws
+    n_starts = 0 if images.name == "celeba" else 12
+    about = widgets.about(
+        model, folder.name, images, checkpoints.known_kl(folder), n_starts, ways, draws
+    )
+    size = write_page(model, about, INTRO, output)
+    print(f"{output}: {size / 1e6:.2f} MB; open it in a browser")
+
+
+def write_page(model, about: dict, intro: str, path: Path) -> int:
+    """Write the page of a model; returns its size in bytes. `about`: see `widgets.about`."""
+    weights: list[Tensor] = []
+    net = describe(model.decoder, weights)
+    net["image_shape"] = model.image_shape
+    page = {
+        "net": net, "weights": packed(weights), "about": about,
+        "likelihood": next(k for k, v in LIKELIHOODS.items() if type(model.likelihood) is v),
+    }  # fmt: skip
+    parts = {
+        "title": about["name"], "intro": intro,
+        "css": (SOURCES / "explorer.css").read_text(encoding="utf-8"),
+        "decoder": (SOURCES / "decoder.js").read_text(encoding="utf-8"),
+        "explorer": (SOURCES / "explorer.js").read_text(encoding="utf-8"),
+        "page": json.dumps(page, allow_nan=False).replace("</", "<\\/"),
+    }  # fmt: skip
+    text = (SOURCES / "page.html").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace("{{" + name + "}}", part)
+    write_text(path, text)
+    return len(text.encode())
