@@ -221,9 +221,9 @@ def show_data(name: str) -> None:
     Args:
         name: mnist, mnist-5k, celeba or images:FOLDER.
     """
-    splits = [s for s in data.SPLITS if (name, s) != ("mnist-5k", "test")]
     print(f"{name}; root {data.root()}")
-    for images in [data.load(name, split) for split in splits]:
+    for split in data.SPLITS[: 2 if name == "mnist-5k" else 3]:
+        images = data.load(name, split)
         shape = "x".join(map(str, images.images.shape[1:]))
         print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
 
@@ -233,11 +233,10 @@ def train_parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="checkpoint or YAML file")
     parser.add_argument("-e", "--run_dir", type=str | None, help="default: runs/<time>")
-    resume_help = "go on with the run in RUN_DIR; with more --steps, for longer"
-    parser.add_argument("--resume", action="store_true", help=resume_help)
+    longer = "go on with the run in RUN_DIR, with --steps for longer"
+    parser.add_argument("--resume", action="store_true", help=longer)
     parser.add_argument("--data", type=str, default="mnist", help=f"one of {', '.join(data.NAMES)}")
-    size_help = "side to which celeba and images:FOLDER are resized"
-    parser.add_argument("--image_size", type=int, default=64, help=size_help)
+    parser.add_argument("--image_size", type=int, default=64, help="of celeba and images:FOLDER")
     parser.add_class_arguments(VAE, skip={"image_shape"})
     parser.add_class_arguments(training.TrainConfig)
     return parser
@@ -264,13 +263,10 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
                 sub.add_argument(f"--{flag}", action="store_true", help=what)
         elif function is figures:
             sub.add_argument("names", nargs="*", help="published checkpoints; none: all of them")
-        elif function is export:
-            sub.add_argument("name", help="a published checkpoint, or a run folder")
-            sub.add_argument("-o", "--output", type=Path, default=Path("explorer.html"))
         else:
             sub.add_function_arguments(function, as_positional=True, as_group=False)
         commands.add_subcommand(name, sub, help=function.__doc__.splitlines()[0])
-    arguments = list(arguments)
+    arguments = ["--output" if argument == "-o" else argument for argument in arguments]
     for i, argument in enumerate(arguments[:-1]):
         if argument in ("-c", "--config") and not Path(arguments[i + 1]).is_file():
             arguments[i + 1] = str(checkpoints.find(arguments[i + 1]) / checkpoints.RECIPE)

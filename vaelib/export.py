@@ -59,8 +59,13 @@ def packed(weights: list[Tensor]) -> str:
     return base64.b64encode(flat.numpy().astype("<f2").tobytes()).decode()
 
 
-def export(name: str, output: Path) -> None:
-    """Write a checkpoint as one page of HTML: sliders, map and decoder, with no Python behind."""
+def export(name: str, output: str = "explorer.html") -> None:
+    """Write a checkpoint as one page of HTML: sliders, map and decoder, with no Python behind.
+
+    Args:
+        name: a published checkpoint, or a run folder.
+        output: the page.
+    """
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
     images = gallery.images_for(model, folder, fallback=True)
     fitted = checkpoints.kept(folder, checkpoints.LATENTS)
@@ -73,7 +78,7 @@ def export(name: str, output: Path) -> None:
     about = widgets.about(
         model, folder.name, images, checkpoints.known_kl(folder), n_starts, ways, draws
     )
-    size = write_page(model, about, INTRO, output)
+    size = write_page(model, about, INTRO, Path(output))
     print(f"{output}: {size / 1e6:.2f} MB; open it in a browser")
 
 

@@ -163,7 +163,7 @@ function mount(root, about, decode, inFlight = 1) {
       add(fold, "summary", {}, `${some.length} ${title}`);
       some.forEach((d) => sliderFor(fold, d));
     }
-  if (n > 2) slider(right, "temperature of a draw", 0, 2, 1, (t) => { temperature = t; });
+  if (n > 2) slider(right, "draw's temperature", 0, 2, 1, (t) => { temperature = t; });
   if (strengths.length) {
     const fold = add(right, "details", { open: "" });
     add(fold, "summary", {}, "attributes");

@@ -1,0 +1,329 @@
+"""The explorer in a browser: the same numbers as PyTorch, and controls that do what they say.
+
+Run where there is a Chromium and Playwright for Python; `.ci/run` installs both.
+"""
+
+import base64
+import io
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import vaelib
+from vaelib import blocks, data, export, widgets
+from vaelib.__main__ import main
+from vaelib.models import VAE
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+DECODER = (export.SOURCES / "decoder.js").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright for Python")
+    if not CHROMIUM:
+        pytest.skip("no Chromium on this machine")
+    with (
+        playwright.sync_playwright() as p,
+        p.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser,
+    ):
+        yield browser
+
+
+@pytest.fixture
+def page(browser):
+    """A page that keeps what it logs, and what it asks of any network."""
+    page = browser.new_page()
+    page.set_default_timeout(10_000)
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    yield page
+    page.close()
+
+
+def halved(module: nn.Module) -> nn.Module:
+    """Random weights everywhere (some start at zero), rounded to half precision."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = (torch.randn_like(parameter) * 0.3).half().float()
+    return module.eval()
+
+
+def in_javascript(page, module: nn.Module, x: torch.Tensor, **facts) -> torch.Tensor:
+    weights: list[torch.Tensor] = []
+    net = export.describe(module, weights) | facts
+    text = export.packed(weights) if weights else ""
+    page.add_script_tag(content=DECODER)
+    answer = page.evaluate(
+        """([net, text, data, shape]) => {
+            const x = { data: Float32Array.from(data), shape };
+            const y = run(attach(net, unpack(text)), x);
+            return [Array.from(y.data), y.shape];
+        }""",
+        [net, text, x.flatten().tolist(), list(x.shape)],
+    )
+    return torch.tensor(answer[0]).reshape(answer[1])
+
+
+@pytest.mark.parametrize(
+    ("block", "shape"),
+    [
+        (blocks.ConvBlock(3, 5), (3, 7, 6)),
+        (blocks.ConvBlock(16, 8), (16, 5, 9)),
+        (blocks.Downsample(4, 6), (4, 9, 8)),
+        (blocks.Upsample(6, 3), (6, 5, 4)),
+        (blocks.ResidualBlock(16), (16, 3, 5)),
+        (nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 2, bias=False)), (5,)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_block_computes_the_same_in_javascript(page, block, shape):
+    halved(block)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        expected = block(x.unsqueeze(0))[0]
+    torch.testing.assert_close(in_javascript(page, block, x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_every_block_there_is_has_been_tried():
+    known = {name for name, thing in vars(blocks).items() if isinstance(thing, type)}
+    named = {n for n in known if issubclass(getattr(blocks, n), nn.Module) and n != "Tensor"}
+    assert named <= set(export.FACTS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"image_shape": (1, 28, 20), "latent_dim": 3, "widths": (4, 8)},
+        {"image_shape": (3, 16, 16), "latent_dim": 5, "widths": (8,), "likelihood": "gaussian"},
+        {
+            "image_shape": (3, 10, 9),
+            "latent_dim": 1,
+            "widths": (4,),
+            "likelihood": "pixel_gaussian",
+        },
+        {"latent_dim": 2, "backbone": "mlp", "hidden": 9, "likelihood": "continuous_bernoulli"},
+    ],
+    ids=lambda a: a.get("likelihood", "bernoulli"),
+)
+def test_whole_models_compute_the_same_picture(page, arguments):
+    model = VAE(**arguments)
+    halved(model.decoder)
+    z = torch.randn(model.latent_dim)
+    with torch.no_grad():
+        mean = model.decode(z.unsqueeze(0)).mean[0]
+    raw = in_javascript(page, model.decoder, z, image_shape=model.image_shape)
+    likelihood = arguments.get("likelihood", "bernoulli")
+    bytes_ = page.evaluate(
+        "([y, likelihood]) => Array.from(toBytes({data: Float32Array.from(y)}, likelihood))",
+        [raw.flatten().tolist(), likelihood],
+    )
+    shown = torch.tensor(bytes_).reshape(mean.shape) / 255
+    assert (shown - mean.clamp(0, 1)).abs().max() < 0.6 / 255  # half a grey level
+
+
+@pytest.mark.parametrize("name", ["mnist-2d", "mnist-50d"])
+def test_shipped_weights_agree_to_a_thousandth(page, name):
+    model = vaelib.load_checkpoint(name)
+    for parameter in model.decoder.parameters():
+        parameter.data = parameter.half().float()
+    for seed in range(3):
+        z = torch.randn(model.latent_dim, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            mean = model.decode(z.unsqueeze(0)).mean[0]
+        ours = in_javascript(page, model.decoder, z, image_shape=model.image_shape)
+        assert (torch.sigmoid(ours) - mean).abs().max() < 1e-3
+
+
+def content(page) -> list:
+    url = page.evaluate("() => document.querySelector('.vae-picture').toDataURL()")
+    image = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("L")
+    return list(image.getdata())
+
+
+@pytest.fixture(scope="module", params=["mnist-2d", "mnist-50d"])
+def exported(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "explorer.html"
+    main(["export", request.param, "-o", str(path)])
+    return request.param, path
+
+
+def test_the_page_works_from_disk_without_a_network(page, exported):
+    name, path = exported
+    assert path.stat().st_size < 4e6
+    page.goto(path.as_uri())
+    page.wait_for_selector(".vae-picture[data-frame]")
+    model = vaelib.load_checkpoint(name)
+    for parameter in model.decoder.parameters():
+        parameter.data = parameter.half().float()
+    with torch.no_grad():
+        mean = model.decode(torch.zeros(1, model.latent_dim)).mean[0, 0]
+    shown = torch.tensor(content(page)).reshape(28, 28) / 255
+    assert (shown - mean).abs().max() < 1e-2  # what is on the canvas is the prior's mean
+    before = content(page)
+    first = page.locator(".vae-right input[type=range]").first
+    first.focus()
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
+    assert content(page) != before
+    assert float(first.input_value()) == pytest.approx(0.4)
+    page.get_by_role("button", name="mean").click()
+    page.wait_for_timeout(300)
+    assert content(page) == before
+    for button in ("draw", "shuffle"):
+        page.get_by_role("button", name=button, exact=True).click()
+        page.wait_for_timeout(200)
+        assert content(page) != before
+        before = content(page)
+    page.locator(".vae-strip button").first.click()
+    page.wait_for_timeout(200)
+    assert content(page) != before
+    with page.expect_download() as download:
+        page.get_by_role("button", name="save PNG").click()
+    assert download.value.suggested_filename == f"{name}.png"
+    assert page.said == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in page.asked)
+
+
+def test_hold_and_compare_ends_where_it_was_held(page, exported):
+    page.goto(exported[1].as_uri())
+    page.wait_for_selector(".vae-picture[data-frame]")
+    pictures = {}
+    for slot in "AB":
+        page.get_by_role("button", name="draw", exact=True).click()
+        page.wait_for_timeout(200)
+        pictures[slot] = content(page)
+        page.get_by_role("button", name=f"hold {slot}").click()
+    for slot, value in (("A", "0"), ("B", "1")):
+        page.get_by_label("A to B").fill(value)
+        page.wait_for_timeout(200)
+        assert content(page) == pictures[slot]
+    page.get_by_label("A to B").fill("0.5")
+    page.wait_for_timeout(200)
+    assert content(page) not in pictures.values()
+
+
+def test_dragging_on_the_map_moves_z(page, exported):
+    name, path = exported
+    page.goto(path.as_uri())
+    page.wait_for_selector(".vae-picture[data-frame]")
+    chart = page.locator(".vae-map canvas")
+    if name != "mnist-2d":
+        assert chart.count() == 0
+        return
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 6 / 7, box["y"] + box["height"] / 2, steps=20)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    z = [float(page.get_by_label(re.compile(rf"^z\[{d}\]")).input_value()) for d in (0, 1)]
+    assert z == pytest.approx([2.5, 0.0], abs=0.06)  # the map reaches from -3.5 to 3.5
+    chart.focus()
+    page.keyboard.press("ArrowUp")
+    z = [float(page.get_by_label(re.compile(rf"^z\[{d}\]")).input_value()) for d in (0, 1)]
+    assert z == pytest.approx([2.5, 0.1], abs=0.06)
+
+
+def test_the_latest_position_wins_and_the_last_is_shown(page):
+    # a decoder that takes 40 ms and paints z[0]: 50 moves must not become 50 decodings
+    source = (export.SOURCES / "explorer.js").read_text()
+    page.set_content("<div id=root></div>")
+    page.add_script_tag(content=source)
+    about = {"name": "t", "shape": [1, 2, 2], "dims": [{"dim": 0, "nats": None}], "limit": 3}
+    page.evaluate(
+        """(about) => {
+            window.calls = 0; window.flying = 0; window.most = 0;
+            const decode = async (z) => {
+                calls++; flying++; most = Math.max(most, flying);
+                await new Promise((r) => setTimeout(r, 40));
+                flying--;
+                return new Uint8Array(4).fill(100 + Math.round(50 * z[0]));
+            };
+            window.it = mount(document.getElementById("root"), about, decode, 3);
+        }""",
+        about,
+    )
+    page.evaluate(
+        """async () => {
+            for (let i = 1; i <= 50; i++) {
+                it.go([i / 50]);
+                await new Promise((r) => setTimeout(r, 4));
+            }
+        }"""
+    )
+    page.wait_for_timeout(300)
+    assert content(page)[0] == 150
+    assert page.evaluate("calls") < 40
+    assert page.evaluate("most") <= 3
+
+
+def test_errors_are_shown_not_swallowed(page):
+    page.set_content("<div id=root></div>")
+    page.add_script_tag(content=(export.SOURCES / "explorer.js").read_text())
+    about = {"name": "t", "shape": [1, 2, 2], "dims": [{"dim": 0, "nats": None}], "limit": 3}
+    page.evaluate(
+        "(about) => mount(document.getElementById('root'), about,"
+        "() => { throw new Error('the kernel does not answer') })",
+        about,
+    )
+    page.wait_for_timeout(200)
+    assert "the kernel does not answer" in page.locator(".vae-status").inner_text()
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 256])
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 32, 32)])
+def test_any_model_gets_a_page_and_a_widget(tmp_path, shape, latent_dim):
+    likelihood = "bernoulli" if shape[0] == 1 else "gaussian"
+    model = VAE(shape, latent_dim, widths=(4,), likelihood=likelihood).eval()
+    about = widgets.about(model, "any", None, [1.0] * latent_dim)
+    assert export.write_page(model, about, "", tmp_path / "page.html") < 1e6
+    json.dumps(about, allow_nan=False)
+    explorer, sent = widgets.LatentExplorer(model, about), []
+    explorer.send = lambda message, buffers=None: sent.append((message, buffers))
+    explorer._answer(None, {"number": 7, "z": [0.5] * latent_dim}, None)
+    (message, (picture,)) = sent[0]
+    assert message == {"number": 7}
+    with torch.no_grad():
+        mean = model.decode(torch.full((1, latent_dim), 0.5)).mean[0]
+    shown = torch.frombuffer(bytearray(picture), dtype=torch.uint8).reshape(shape)
+    assert (shown / 255 - mean.clamp(0, 1)).abs().max() <= 0.51 / 255
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    model = VAE(latent_dim=2, widths=(4,)).eval()
+    about = widgets.about(model, "broken", None)
+    model.decoder.conv_out.conv.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        export.write_page(model, about, "", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+    explorer, sent = widgets.LatentExplorer(model, about), []
+    explorer.send = lambda message, buffers=None: sent.append(message)
+    explorer._answer(None, {"number": 1, "z": [0.0, 0.0]}, None)
+    assert "not finite" in sent[0]["error"]
+    with pytest.raises(ValueError, match="does not have it"):
+        export.describe(nn.Sequential(nn.ReLU()), [])
+
+
+def test_faces_are_not_put_into_a_page(tmp_path, monkeypatch):
+    model = VAE((3, 16, 16), 2, widths=(4,), likelihood="gaussian").eval()
+    faces = data.Images("celeba", "test", torch.randint(255, (30, 3, 16, 16), dtype=torch.uint8))
+    seen = []
+    monkeypatch.setattr(export.checkpoints, "load_checkpoint", lambda _: model)
+    monkeypatch.setattr(export.checkpoints, "find", lambda _: tmp_path)
+    monkeypatch.setattr(export.gallery, "images_for", lambda *_, **__: faces)
+    monkeypatch.setattr(export, "write_page", lambda _, about, *__: seen.append(about) or 1)
+    main(["export", "x", "-o", str(tmp_path / "page.html")])
+    assert "starts" not in seen[0]
