@@ -8,6 +8,8 @@ import io
 import json
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +21,10 @@ from vaelib import blocks, data, export, widgets
 from vaelib.__main__ import main
 from vaelib.models import VAE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from live import CHROMIUM, FLAGS, lab, run_all  # noqa: E402
+
 DECODER = (export.SOURCES / "decoder.js").read_text()
 
 
@@ -149,7 +150,7 @@ def test_shipped_weights_agree_to_a_thousandth(page, name):
 def content(page) -> list:
     url = page.evaluate("() => document.querySelector('.vae-picture').toDataURL()")
     image = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("L")
-    return list(image.getdata())
+    return list(image.tobytes())
 
 
 @pytest.fixture(scope="module", params=["mnist-2d", "mnist-50d"])
@@ -293,11 +294,11 @@ def test_any_model_gets_a_page_and_a_widget(tmp_path, shape, latent_dim):
     json.dumps(about, allow_nan=False)
     explorer, sent = widgets.LatentExplorer(model, about), []
     explorer.send = lambda message, buffers=None: sent.append((message, buffers))
-    explorer._answer(None, {"number": 7, "z": [0.5] * latent_dim}, None)
+    explorer._answer(None, {"number": 7, "z": [1] * latent_dim}, None)
     (message, (picture,)) = sent[0]
     assert message == {"number": 7}
     with torch.no_grad():
-        mean = model.decode(torch.full((1, latent_dim), 0.5)).mean[0]
+        mean = model.decode(torch.ones(1, latent_dim)).mean[0]
     shown = torch.frombuffer(bytearray(picture), dtype=torch.uint8).reshape(shape)
     assert (shown / 255 - mean.clamp(0, 1)).abs().max() <= 0.51 / 255
 
@@ -327,3 +328,50 @@ def test_faces_are_not_put_into_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "write_page", lambda _, about, *__: seen.append(about) or 1)
     main(["export", "x", "-o", str(tmp_path / "page.html")])
     assert "starts" not in seen[0]
+
+
+def test_the_notebook_in_jupyterlab(page, tmp_path):
+    shutil.copy(ROOT / "notebooks" / "07-live-sliders.ipynb", tmp_path)
+    page.set_viewport_size({"width": 1300, "height": 900})
+    page.set_default_timeout(120_000)
+    with lab(tmp_path) as address:
+        # reopened, before anything runs: the static pictures are there
+        page.goto(f"{address}/lab/tree/07-live-sliders.ipynb")
+        page.wait_for_selector(".jp-OutputArea-output img")
+        page.locator(".jp-Notebook").hover()
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_timeout(1000)
+        assert page.locator(".jp-OutputArea-output img").count() >= 3
+
+        run_all(page, address, "07-live-sliders.ipynb", ".vae-map .vae-mark")
+        page.wait_for_selector(".vae-picture[data-frame]")
+        deep, flat = page.locator(".vae-explorer").all()
+        for explorer in (deep, flat):
+            explorer.scroll_into_view_if_needed()
+            shot = "(e) => e.querySelector('.vae-picture').toDataURL()"
+            before = explorer.evaluate(shot)
+            slider = explorer.locator(".vae-right input[type=range]").first
+            slider.focus()
+            for _ in range(30):
+                page.keyboard.press("ArrowRight")
+            page.wait_for_timeout(1000)
+            by_key = explorer.evaluate(shot)
+            assert by_key != before
+            box = slider.bounding_box()
+            page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2)
+            page.wait_for_timeout(1000)
+            assert explorer.evaluate(shot) != by_key
+        chart = flat.locator(".vae-map canvas")
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        page.mouse.move(box["x"] + 150, box["y"] + 150)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 60, box["y"] + 200, steps=10)
+        page.mouse.up()
+        page.wait_for_timeout(1000)
+        assert flat.evaluate(shot) != by_key
+        assert flat.locator(".vae-status").inner_text() == ""
+    local = (address, "data:", "blob:", "ws://127.0.0.1")
+    assert [url for url in page.asked if not url.startswith(local)] == []
+    errors = [text for text in page.said if "error" in text.lower()]
+    assert errors == []

@@ -72,7 +72,8 @@ def export(name: str, output: str = "explorer.html") -> None:
     draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
     ways = None
     if checkpoints.kept(folder, checkpoints.ATTRIBUTES):
-        ways = {k: v["directions"][0] for k, v in gallery.attributes(model, folder).items()}
+        table = gallery.attributes(model, folder)
+        ways = {key: table[key]["directions"][0] for key in gallery.SHOWN if key in table}
     # faces may not be passed on: their page starts from draws
     n_starts = 0 if images.name == "celeba" else 12
     about = widgets.about(

@@ -191,7 +191,9 @@ def loss_curve(rows: list[dict], title: str = "") -> Figure:
     for name, colour, style in (("train", BLUE, "-"), ("val", ORANGE, "--")):
         left.plot(steps, [-row[f"{name}_elbo"] for row in rows], style, color=colour, label=name)
     lowest = min(-row["val_elbo"] for row in rows)
-    left.set(ylim=(lowest - 2, lowest + 22), ylabel="-ELBO (nats per image)", xlabel="step")
+    reach = max(22, 0.1 * abs(lowest))
+    left.set(ylim=(lowest - reach / 11, lowest + reach), ylabel="-ELBO (nats per image)")
+    left.set_xlabel("step")
     left.legend(frameon=False)
     right.plot(steps, [row["val_kl"] for row in rows], color=ORANGE)
     right.set(ylabel="KL on val (nats per image)", xlabel="step")

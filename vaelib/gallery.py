@@ -16,6 +16,7 @@ from vaelib.data import Images
 from vaelib.evaluation import elbo_terms, seen_by
 from vaelib.figures import Figure
 
+SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
 MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
 
 
@@ -191,9 +192,23 @@ def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
     return figures.latent_histogram(drawn(model, images, seed), kl_per_dim, title)
 
 
+def attribute_steps(
+    model, name: str, images: Images, directions: dict[str, Tensor], strengths: Tensor, index: int
+) -> Figure:
+    """One image's mean of q(z | x), moved along directions. `directions`: (D,) by name."""
+    x = seen_by(model, images.images[index : index + 1], torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        z = model.encode(x).loc[0]  # (D,)
+    paths = torch.stack([z + strengths.unsqueeze(1) * way for way in directions.values()])
+    labels = [key.replace("_", " ").lower() for key in directions]
+    title = f"{name}: one of the {images.things} of {images.title}, moved along attributes"
+    return figures.traversals(decode(model, paths), strengths, labels, title)
+
+
 def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
     """Every picture of a published checkpoint, by the kind that ends its file name."""
-    kl_per_dim = checkpoints.known_kl(checkpoints.find(name))
+    folder = checkpoints.find(name)
+    kl_per_dim = checkpoints.known_kl(folder)
     start = images
     if images.labels is not None:
         start = images[images.labels == 8]  # in loops a change is seen best
@@ -208,6 +223,12 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
         ),
         "architecture": figures.architecture(model, f"{name}: stages and their output shapes"),
     }
+    if images.attributes:
+        density, table = aggregate(model, folder), attributes(model, folder)
+        pictures["samples-aggregate"] = sample(model, name, density=density)
+        ways = {key: table[key]["directions"][0] for key in SHOWN}
+        strengths = torch.linspace(-1.5, 1.5, 7)
+        pictures["attributes"] = attribute_steps(model, name, images, ways, strengths, 3)
     if model.latent_dim == 2:
         pictures["latent-map"] = visualize_latent(model, name, images)
         pictures["manifold"] = manifold(model, name)

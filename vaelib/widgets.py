@@ -184,7 +184,7 @@ class LatentExplorer(anywidget.AnyWidget):
 
     def _answer(self, _, request: dict, __) -> None:
         try:
-            picture = pixels(self._model, torch.tensor(request["z"]))
+            picture = pixels(self._model, torch.tensor(request["z"], dtype=torch.float32))
             self.send({"number": request["number"]}, buffers=[picture])
         except Exception as error:  # whatever it is, it is shown beside the sliders
             self.send({"number": request["number"], "error": f"{type(error).__name__}: {error}"})

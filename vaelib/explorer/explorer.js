@@ -17,7 +17,7 @@ function mount(root, about, decode, inFlight = 1) {
   let mark = null; // where we are on the map
 
   // --- from z to the picture: the latest position wins, at most `inFlight` are on their way
-  let wanted = null, flying = 0, asked = 0, shown = 0;
+  let wanted = null, moved = 0, flying = 0, asked = 0, shown = 0;
 
   function current() {
     const z = base.slice();
@@ -27,13 +27,14 @@ function mount(root, about, decode, inFlight = 1) {
 
   function refresh() {
     wanted = current();
+    moved = performance.now();
     place();
     pump();
   }
 
   function pump() {
     while (wanted && flying < inFlight) {
-      const z = wanted, number = ++asked;
+      const z = wanted, since = moved, number = ++asked;
       wanted = null;
       flying++;
       Promise.resolve().then(() => decode(z)).then((bytes) => {
@@ -41,6 +42,7 @@ function mount(root, about, decode, inFlight = 1) {
         shown = number;
         paint(bytes);
         say("");
+        root.dispatchEvent(new CustomEvent("picture", { detail: performance.now() - since }));
       }).catch((error) => say(String(error.message || error)))
         .finally(() => { flying--; pump(); });
     }
@@ -90,6 +92,8 @@ function mount(root, about, decode, inFlight = 1) {
 
   // --- the picture and its buttons
   root.classList.add("vae-explorer");
+  root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab takes the arrow keys for itself,
+  root.addEventListener("keydown", (event) => event.stopPropagation()); // or the focus
   root.replaceChildren();
   const left = add(root, "div", { class: "vae-left" });
   const canvas = add(left, "canvas",
@@ -110,7 +114,7 @@ function mount(root, about, decode, inFlight = 1) {
   button(buttons, "shuffle", "the same values on other dimensions", () => {
     const z = base.slice();
     for (let i = n - 1; i > 0; i--) {
-      const j = Math.floor(Math.random() * (i + 1));
+      const j = Math.floor(Math.random() * i); // never everything where it was (Sattolo 1986)
       [z[i], z[j]] = [z[j], z[i]];
     }
     go(z);

@@ -13,7 +13,10 @@ export default {
       waiting.delete(answer.number);
       clearTimeout(request.timer);
       if (answer.error) request.fail(new Error(answer.error));
-      else request.done(new Uint8Array(buffers[0].buffer ?? buffers[0]));
+      else {
+        const { buffer, byteOffset, byteLength } = buffers[0];
+        request.done(new Uint8Array(buffer, byteOffset, byteLength));
+      }
     });
     const decode = (z) => new Promise((done, fail) => {
       const mine = ++number;

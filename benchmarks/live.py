@@ -1,0 +1,131 @@
+"""How live the sliders are: notebook 07 in a real browser, a key held and a pointer dragged.
+
+    python benchmarks/live.py
+
+Starts a stock JupyterLab, runs the notebook in headless Chromium (the system's, by Playwright
+for Python), moves a control for some seconds and notes, for every picture that reaches the
+canvas, the milliseconds since the control was where the picture shows it.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def lab(folder: Path):
+    """The address of a JupyterLab that serves `folder`, as it comes but for its token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--allow-root",
+        "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
+    ]  # fmt: skip
+    # what is shown must not depend on news, settings or workspaces of whoever runs this
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"JUPYTER_CONFIG_DIR": home, "JUPYTERLAB_WORKSPACES_DIR": home}
+        server = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(120):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}/api", timeout=5).close()
+                    break
+                time.sleep(0.5)
+            yield address
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def run_all(page, address: str, notebook: str, ready: str) -> None:
+    """Open a notebook, run all of its cells, and wait until `ready` is there."""
+    page.goto(f"{address}/lab/tree/{notebook}")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.wait_for_selector("[data-status='idle'], .jp-Notebook-ExecutionIndicator", timeout=120_000)
+    page.wait_for_timeout(3000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    page.wait_for_selector(ready, timeout=180_000)
+
+
+NOTE = """(explorer) => {
+    explorer.waits = [];
+    explorer.addEventListener("picture", (event) => explorer.waits.push(event.detail));
+}"""
+
+
+def measure(page, explorer, move, seconds: float = 5.0) -> tuple[int, float, list[float]]:
+    """Positions sent, pictures a second and each one's milliseconds, while `move` is called."""
+    explorer.evaluate(NOTE)
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        move(n)
+        n += 1
+    spent = time.perf_counter() - began
+    waits = explorer.evaluate("(explorer) => explorer.waits")
+    page.wait_for_timeout(1000)
+    return n, len(waits) / spent, waits
+
+
+def main() -> None:
+    from playwright.sync_api import sync_playwright
+
+    print("| model | control | positions/s | pictures/s | median ms | 95 % ms |")
+    print("|---|---|---|---|---|---|")
+    with (
+        lab(ROOT / "notebooks") as address,
+        sync_playwright() as p,
+        p.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser,
+    ):
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        run_all(page, address, "07-live-sliders.ipynb", ".vae-map .vae-mark")
+        page.wait_for_timeout(10_000)
+        for name, explorer in zip(
+            ("mnist-50d", "mnist-2d"), page.locator(".vae-explorer").all(), strict=True
+        ):
+            explorer.scroll_into_view_if_needed()
+            slider = explorer.locator(".vae-right input[type=range]").first
+
+            def key(n, slider=slider):
+                slider.press("ArrowRight" if n // 100 % 2 == 0 else "ArrowLeft")
+
+            box = slider.bounding_box()
+
+            def drag(n, box=box):
+                share = abs(n % 200 - 100) / 100
+                page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+
+            for control, move in (("key held", key), ("pointer dragged", drag)):
+                if move is drag:
+                    page.mouse.move(box["x"] + 2, box["y"] + box["height"] / 2)
+                    page.mouse.down()
+                n, rate, waits = measure(page, explorer, move)
+                page.mouse.up()
+                late = statistics.quantiles(waits, n=20)[-1]
+                print(
+                    f"| {name} | {control} | {n / 5:.0f} | {rate:.0f} "
+                    f"| {statistics.median(waits):.0f} | {late:.0f} |"
+                )
+
+
+if __name__ == "__main__":
+    main()
