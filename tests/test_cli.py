@@ -5,14 +5,15 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from vaelib import checkpoints, data, evaluation
+from vaelib import checkpoints, data, evaluation, film
 from vaelib.__main__ import main, parse
-from vaelib.models import VAE
+from vaelib.models import VAE, read_safetensors
 from vaelib.recipes import best_for
 
 RECIPE = {
@@ -264,3 +265,22 @@ def test_what_is_typed_beside_minutes_wins(run):
     _, chosen = parse(typed)
     assert chosen["lr"] == 1e-5
     assert chosen["batch_size"] == best_for(1)["batch_size"] != RECIPE["batch_size"]
+
+
+def test_a_2d_run_keeps_the_film_of_its_map(run, tmp_path):
+    kept, _ = read_safetensors(run / checkpoints.FILM)
+    rows = checkpoints.read_json(run, "history.json")
+    looks = [row["step"] for row in rows]
+    assert kept["steps"].tolist() == looks
+    val = data.load("mnist-5k", "val")
+    q_z = evaluation.elbo_terms(VAE.from_pretrained(run), val)[1]
+    best = max(range(len(rows)), key=lambda i: rows[i]["val_elbo"])  # whose weights are kept
+    torch.testing.assert_close(kept["z"][best].float(), q_z.loc, atol=0.02, rtol=0.02)
+    path = film.save(run, val, tmp_path / "film.gif")
+    with Image.open(path) as gif:
+        assert gif.n_frames == len(looks)
+        gif.seek(gif.n_frames - 1)
+        page = torch.from_numpy(np.asarray(gif.convert("RGB")).copy()).float()
+    # dots have colour, everything else is grey: there are some, and not everywhere
+    coloured = (page.max(-1).values - page.min(-1).values > 60).float().mean()
+    assert 0.001 < coloured < 0.5

@@ -13,7 +13,7 @@ from vaelib import checkpoints
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "blocks", "likelihoods", "models", "objectives", "folders", "data", "evaluation", "checkpoints",
-    "recipes", "training", "latents", "figures", "gallery", "widgets",
+    "recipes", "training", "latents", "figures", "film", "gallery", "widgets",
     "exercises", "export", "__main__",
 ]  # fmt: skip
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("notebooks/*.ipynb")])

@@ -1,23 +1,22 @@
-"""The command line: `vaelib train | sample | evaluate | info | figures | data`."""
+"""The command line: `vaelib train | sample | evaluate | info | figures | data | export`."""
 
 import os
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from vaelib import checkpoints, data, evaluation, gallery, training
+from vaelib import checkpoints, data, evaluation, film, gallery, training
 from vaelib.export import export
 from vaelib.models import VAE, CheckpointError
 from vaelib.recipes import best_for
 
 PARTIAL = "test_full.partial.json"
-ASSETS = checkpoints.PUBLISHED.parent / "readme-assets"
-FOLDERS = {"mnist": "MNIST", "celeba": "CelebA"}  # readme-assets' folder of each data set
 
 
 class UsageError(ValueError):
@@ -45,7 +44,10 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
     if first and not resume:
         checkpoints.write_recipe(folder, recipe)
-    history = training.fit(model, images, config, folder, resume)
+    looked = None
+    if first and model.latent_dim == 2:
+        looked = partial(film.keep_frame, model, images["val"], folder)
+    history = training.fit(model, images, config, folder, resume, looked)
     if not first:
         return
     if config.minutes:  # what came of the clock, in steps
@@ -165,18 +167,18 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
 def evaluate_fully(model: VAE, images: data.Images, folder: Path) -> dict:
     """The block test_full; what is done of it is kept in the folder, and gone on with."""
     began, weights = time.perf_counter(), checkpoints.sha256(folder / checkpoints.WEIGHTS)
-    partial = checkpoints.read_json(folder, PARTIAL) or {}
-    if partial.get("weights") != weights:
-        partial = {"weights": weights, "seconds": 0.0, "bounds": []}
+    so_far = checkpoints.read_json(folder, PARTIAL) or {}
+    if so_far.get("weights") != weights:
+        so_far = {"weights": weights, "seconds": 0.0, "bounds": []}
 
     def keep(bounds: torch.Tensor) -> None:
-        seconds = partial["seconds"] + time.perf_counter() - began
+        seconds = so_far["seconds"] + time.perf_counter() - began
         kept = {"weights": weights, "seconds": seconds, "bounds": bounds.tolist()}
         checkpoints.write_json(folder / PARTIAL, kept)
 
-    known = torch.tensor(partial["bounds"])
+    known = torch.tensor(so_far["bounds"])
     block = evaluation.evaluate(model, images, 5000, None, fast=True, known=known, keep=keep)
-    block["made_with"]["seconds"] += round(partial["seconds"], 1)
+    block["made_with"]["seconds"] += round(so_far["seconds"], 1)
     return block
 
 
@@ -208,10 +210,8 @@ def figures(names: list[str]) -> None:
     for name in names or known:
         if name not in known:
             raise UsageError(f"no published checkpoint {name!r}; there are: {', '.join(known)}")
-        model = checkpoints.load_checkpoint(name)
-        images = gallery.images_for(model, checkpoints.find(name))
-        for kind, figure in gallery.published_figures(model, name, images).items():
-            print(gallery.save(figure, ASSETS / FOLDERS[images.name] / f"{name}-{kind}.png"))
+        for path in gallery.draw_published(name):
+            print(path)
     checkpoints.write_tables()
 
 

@@ -22,8 +22,9 @@ PUBLISHED = Path(__file__).parent.parent / "checkpoints"  # there in a clone alo
 MANIFEST = Path(__file__).parent / "manifest.json"
 RECIPE, METRICS = "train.yaml", "metrics.json"
 LATENTS, ATTRIBUTES = "latents.safetensors", "attributes.safetensors"
+FILM = "film.safetensors"
 FILES = (CONFIG, WEIGHTS, RECIPE, "history.json", METRICS)  # of every published checkpoint
-MORE = (LATENTS, ATTRIBUTES)  # of some
+MORE = (LATENTS, ATTRIBUTES, FILM)  # of some
 ADDRESS = ""  # where the published checkpoints are served; $VAELIB_CHECKPOINTS overrides it
 TIMEOUT = 10.0  # seconds without a byte before a download is given up
 

@@ -4,6 +4,7 @@ The model is shown what it was trained on: where its likelihood is Bernoulli, pi
 real digits are binarised, and so are the digits that are encoded.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
-from vaelib import checkpoints, data, figures, latents
+from vaelib import checkpoints, data, figures, film, latents
 from vaelib.data import Images
 from vaelib.evaluation import elbo_terms, seen_by
 from vaelib.figures import Figure
 
+ASSETS = Path(__file__).parent.parent / "readme-assets"
+FOLDERS = {"mnist": "MNIST", "celeba": "CelebA"}  # readme-assets' folder of each data set
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
 MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
 
@@ -233,6 +236,17 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
         pictures["latent-map"] = visualize_latent(model, name, images)
         pictures["manifold"] = manifold(model, name)
     return pictures
+
+
+def draw_published(name: str) -> Iterator[Path]:
+    """Draw every picture of a published checkpoint into readme-assets/."""
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    images = images_for(model, folder)
+    target = ASSETS / FOLDERS[images.name]
+    for kind, figure in published_figures(model, name, images).items():
+        yield save(figure, target / f"{name}-{kind}.png")
+    if (folder / checkpoints.FILM).exists():
+        yield film.save(folder, images_for(model, folder, "val"), target / f"{name}-film.gif")
 
 
 def save(figure: Figure, path: Path) -> Path:
