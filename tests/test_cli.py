@@ -164,7 +164,7 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--resume", "-e", tmp_path / "none"], "nothing to resume"),
         (["train", "--resume"], "nothing to resume"),
         (["train", "--resume", "-e", run, "--lr", "1"], "another lr; only steps may change"),
-        (["train", "--resume", "-e", run, "--steps", "1"], "give more steps"),
+        (["train", "--resume", "-e", run, "--steps", "1"], "give at least that"),
         (["evaluate", "mnist-9d", "--full"], "no checkpoint"),
         (["info", tmp_path], "is not there"),
         (["figures", "mnist-9d"], "mnist-2d"),

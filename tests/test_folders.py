@@ -22,6 +22,10 @@ def picture(shade: int, size=(20, 30)) -> Image.Image:
     return Image.new("RGB", size, (shade, shade, shade))
 
 
+def shades_of(images: data.Images) -> list[int]:
+    return images.images.flatten(1).float().mean(1).round().int().tolist()
+
+
 @pytest.fixture
 def assorted(tmp_path):
     """Forty plain images, and one of every odd kind."""
@@ -39,12 +43,16 @@ def assorted(tmp_path):
     (folder / "torn.png").write_bytes((folder / "below" / "07.png").read_bytes()[:40])
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "fake.jpeg").write_text("not a jpeg at all")
+    exif = b"Exif\0\0MM\0"  # cut off after its first words
+    picture(60).save(folder / "exif.jpg", exif=exif)
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "below" / "03.png").read_bytes())
     return folder
 
 
 def test_an_assorted_folder_gives_what_can_be_read(assorted, capsys):
     splits = {s: data.load(f"images:{assorted}", s, image_size=16) for s in data.SPLITS}
-    assert [len(splits[s]) for s in data.SPLITS] == [38, 4, 4]  # 46 readable ones
+    assert sum(map(len, splits.values())) == 48
+    assert len(splits["train"]) > 30
     for images in splits.values():
         assert images.images.shape[1:] == (3, 16, 16)
         assert images.images.dtype == torch.uint8
@@ -52,9 +60,8 @@ def test_an_assorted_folder_gives_what_can_be_read(assorted, capsys):
     assert "empty.jpg, fake.jpeg, torn.png" in ", ".join(
         sorted(said.strip().split(": ")[1].split(", "))
     )
-    everything = torch.cat([i.images for i in splits.values()])
-    shades = everything.flatten(1).float().mean(1).round().int().tolist()
-    assert set(range(0, 240, 6)) <= set(shades)  # each of the forty, in exactly one split
+    shades = [shade for images in splits.values() for shade in shades_of(images)]
+    assert set(range(0, 240, 6)) <= set(shades)  # each of the forty is somewhere
 
 
 def test_decoding_turns_mends_and_cuts(tmp_path):
@@ -99,9 +106,13 @@ def test_the_cache_is_used_and_follows_the_folder(assorted, tmp_path, monkeypatc
     assert torch.equal(first.images, again.images)
     again.images[0] = 0  # copy on write: the cache keeps what it has
     assert torch.equal(data.load(name, "train", image_size=16).images, first.images)
+    before = {s: shades_of(data.load(name, s, image_size=16)) for s in data.SPLITS}
     picture(99).save(assorted / "new.png")
-    assert sum(len(data.load(name, s, image_size=16)) for s in data.SPLITS) == 47
-    kept = sorted(p.suffix for p in (tmp_path / "cache").iterdir())
+    after = {s: shades_of(data.load(name, s, image_size=16)) for s in data.SPLITS}
+    assert sum(map(len, after.values())) == 49
+    for s in data.SPLITS:  # nothing moved from one split to another
+        assert set(before[s]) <= set(after[s])
+    kept = sorted(p.suffix for p in (tmp_path / "cache" / "images").iterdir())
     assert kept == [".bin", ".json"]  # the older array is gone
 
 
@@ -117,7 +128,23 @@ def test_nothing_half_written_is_left(assorted, tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "decode", full_disk)
     with pytest.raises(OSError, match="No space left"):
         data.load(f"images:{assorted}", "train", image_size=16)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache" / "images").iterdir())
+
+
+def test_a_build_that_was_killed_between_its_two_files_is_done_again(assorted, tmp_path):
+    name = f"images:{assorted}"
+    first = data.load(name, "train", image_size=16).images.clone()
+    (pixels,) = (tmp_path / "cache" / "images").glob("*.bin")
+    (listing,) = (tmp_path / "cache" / "images").glob("*.json")
+    for path in (pixels, listing):
+        path.unlink()
+        assert torch.equal(data.load(name, "train", image_size=16).images, first)
+
+
+def test_sixteen_bits_keep_their_brightness(tmp_path):
+    for kind, level in (("<u2", 257 * 200), (">u2", 257 * 200), ("<u2", 65535)):
+        Image.fromarray(np.full((8, 8), level, kind)).save(tmp_path / "deep.tif")
+        assert (folders.decode(tmp_path / "deep.tif", 4, 1.0) == level // 257).all()
 
 
 @pytest.mark.parametrize(
@@ -157,15 +184,18 @@ def test_part_of_celeba_is_split_in_order_with_its_attributes(tmp_path, monkeypa
     (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\nMale\n000001.jpg 1\n")
     with pytest.raises(data.DataError, match="does not fit"):
         data.load("celeba", "train")
+    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("\n\n")  # damaged: as if not there
+    assert data.load("celeba", "train").attributes is None
 
 
 def test_all_of_celeba_has_the_official_partition(tmp_path, monkeypatch):
     monkeypatch.setenv("VAELIB_DATA", str(tmp_path))
     celeba(tmp_path, range(1, 31))
-    monkeypatch.setattr(folders, "CELEBA_SIZE", 30)
     lines = [f"{i:06}.jpg {0 if i <= 11 else 1 if i <= 13 else 2}" for i in range(1, 31)]
-    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines) + "\n\n")
     assert [len(data.load("celeba", s)) for s in data.SPLITS] == [11, 2, 17]
+    (tmp_path / "celeba" / "img_align_celeba" / "000005.jpg").write_text("corrupt")
+    assert [len(data.load("celeba", s)) for s in data.SPLITS] == [10, 2, 17]
 
 
 def test_own_images_train_with_one_command(assorted, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_resume_of_nothing_and_of_another_recipe(splits, tmp_path):
             tmp_path,
             True,
         )
-    with pytest.raises(TrainingError, match="is at step 4; give more"):
+    with pytest.raises(TrainingError, match="planned for 4 steps; give at least"):
         fit(small(), splits, TrainConfig(steps=2, batch_size=32, eval_every=2), tmp_path, True)
     longer = TrainConfig(steps=8, batch_size=32, eval_every=2)
     assert quiet_fit(small(), splits, longer, tmp_path, resume=True).column("step") == [2, 4, 6, 8]

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import PartialState
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from vaelib import checkpoints, data, evaluation, film, gallery, training
 from vaelib.export import export
 from vaelib.models import VAE, CheckpointError
 from vaelib.recipes import best_for
-
-PARTIAL = "test_full.partial.json"
 
 
 class UsageError(ValueError):
@@ -37,15 +36,16 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
         raise UsageError(f"{folder} is not an empty folder: name another -e, or add --resume")
     model_keys = dict(recipe)
     fields = training.TrainConfig.__dataclass_fields__
-    config = training.TrainConfig(**{key: model_keys.pop(key) for key in fields})
+    config = training.TrainConfig(**{k: model_keys.pop(k) for k in fields if k in model_keys})
     name, image_size = model_keys.pop("data"), model_keys.pop("image_size", 64)
-    images = {s: data.load(name, s, image_size=image_size) for s in ("train", "val")}
+    with PartialState().local_main_process_first():  # one process decodes, the others wait
+        images = {s: data.load(name, s, image_size=image_size) for s in ("train", "val")}
     torch.manual_seed(config.seed)
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
     if first and not resume:
         checkpoints.write_recipe(folder, recipe)
     looked = None
-    if first and model.latent_dim == 2:
+    if first and model.latent_dim == 2 and images["val"].labels is not None:
         looked = partial(film.keep_frame, model, images["val"], folder)
     history = training.fit(model, images, config, folder, resume, looked)
     if not first:
@@ -54,7 +54,8 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
         recipe |= {"steps": history.rows[-1]["step"], "minutes": None, "pace": history.pace}
     checkpoints.write_recipe(folder, recipe)
     best = max(history.rows, key=lambda row: row["val_objective"])
-    seen = training.CLOCKED_LOOK if config.minutes or config.pace else len(images["val"])
+    looked_at = training.CLOCKED_LOOK if config.minutes or config.pace else training.LOOK
+    seen = min(looked_at, len(images["val"]))
     print(
         f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {seen:,} images of {name} val, at step "
         f"{best['step']:,}.\n"
@@ -147,7 +148,11 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
             raise
         print(f"{error} Going on with the val_offline block.")
         block_name, images = "val_offline", gallery.images_for(model, folder, "val")
-    block = evaluate_fully(model, images, folder) if full else evaluation.evaluate(model, images)
+    block = (
+        checkpoints.evaluate_fully(model, images, folder)
+        if full
+        else evaluation.evaluate(model, images)
+    )
     print("\n".join(evaluation.report(block)))
     path = folder / checkpoints.METRICS
     blocks = checkpoints.read_json(folder, path.name) or {}
@@ -161,25 +166,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     else:
         print(f"{block_name} agrees with {path} within {evaluation.TOLERANCE} nats")
     if full:
-        (folder / PARTIAL).unlink(missing_ok=True)
-
-
-def evaluate_fully(model: VAE, images: data.Images, folder: Path) -> dict:
-    """The block test_full; what is done of it is kept in the folder, and gone on with."""
-    began, weights = time.perf_counter(), checkpoints.sha256(folder / checkpoints.WEIGHTS)
-    so_far = checkpoints.read_json(folder, PARTIAL) or {}
-    if so_far.get("weights") != weights:
-        so_far = {"weights": weights, "seconds": 0.0, "bounds": []}
-
-    def keep(bounds: torch.Tensor) -> None:
-        seconds = so_far["seconds"] + time.perf_counter() - began
-        kept = {"weights": weights, "seconds": seconds, "bounds": bounds.tolist()}
-        checkpoints.write_json(folder / PARTIAL, kept)
-
-    known = torch.tensor(so_far["bounds"])
-    block = evaluation.evaluate(model, images, 5000, None, fast=True, known=known, keep=keep)
-    block["made_with"]["seconds"] += round(so_far["seconds"], 1)
-    return block
+        (folder / checkpoints.PARTIAL).unlink(missing_ok=True)
 
 
 def info(name: str) -> None:
@@ -275,7 +262,11 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
     typed = {argument.split("=")[0].removeprefix("--") for argument in arguments}
     if values.get("resume"):  # the run's own recipe, but for what was typed
         values = {k: v for k, v in values.items() if k in typed | {"run_dir", "resume"}}
-    elif values.get("minutes"):  # what suits the time, where nothing else was typed
+    elif "steps" in typed:
+        values["pace"] = None  # of a clocked run, which had other steps
+    if not values.get("resume") and values.get(
+        "minutes"
+    ):  # what suits the time, where nothing else was typed
         best = best_for(values["minutes"]) | {"pace": None}
         values |= {key: value for key, value in best.items() if key not in typed}
     return chosen.subcommand, values

@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
+import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +18,9 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vaelib import evaluation
+from vaelib.data import Images
+from vaelib.folders import cache
 from vaelib.models import CONFIG, VAE, WEIGHTS, CheckpointError, read_safetensors
 
 PUBLISHED = Path(__file__).parent.parent / "checkpoints"  # there in a clone alone
@@ -23,6 +28,7 @@ MANIFEST = Path(__file__).parent / "manifest.json"
 RECIPE, METRICS = "train.yaml", "metrics.json"
 LATENTS, ATTRIBUTES = "latents.safetensors", "attributes.safetensors"
 FILM = "film.safetensors"
+PARTIAL = "test_full.partial.json"  # what an interrupted evaluation has done
 FILES = (CONFIG, WEIGHTS, RECIPE, "history.json", METRICS)  # of every published checkpoint
 MORE = (LATENTS, ATTRIBUTES, FILM)  # of some
 ADDRESS = ""  # where the published checkpoints are served; $VAELIB_CHECKPOINTS overrides it
@@ -87,15 +93,22 @@ def load_state(path: Path, model: VAE, optimizer) -> dict:
     return json.loads(metadata["about"])
 
 
-def keep(folder: Path, file: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Keep what was derived from a checkpoint's weights beside them."""
+def keep_tensors(
+    folder: Path, file: str, tensors: dict[str, Tensor], about: dict[str, str]
+) -> None:
+    """Keep what was derived from a checkpoint's weights beside them, where that can be written."""
     about = about | {"weights": sha256(folder / WEIGHTS)}
-    with atomic(folder / file) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
+    try:
+        with atomic(folder / file) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
+    except OSError as error:
+        warnings.warn(
+            f"{folder / file} can't be kept ({error}); it will be made again", stacklevel=2
+        )
 
 
-def kept(folder: Path, file: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """What `keep` has kept, or None where there is nothing, or it belongs to other weights."""
+def kept_tensors(folder: Path, file: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What `keep_tensors` has kept; None where there is nothing, or it is of other weights."""
     if not (folder / file).exists():
         return None
     tensors, about = read_safetensors(folder / file)
@@ -180,6 +193,24 @@ def write_manifest() -> None:
     )
 
 
+def evaluate_fully(model: VAE, images: Images, folder: Path) -> dict:
+    """The block test_full; what is done of it is kept in the folder, and gone on with."""
+    began, weights = time.perf_counter(), sha256(folder / WEIGHTS)
+    so_far = read_json(folder, PARTIAL) or {}
+    if so_far.get("weights") != weights:
+        so_far = {"weights": weights, "seconds": 0.0, "bounds": []}
+
+    def keep(bounds: torch.Tensor) -> None:
+        seconds = so_far["seconds"] + time.perf_counter() - began
+        kept = {"weights": weights, "seconds": seconds, "bounds": bounds.tolist()}
+        write_json(folder / PARTIAL, kept)
+
+    known = torch.tensor(so_far["bounds"])
+    block = evaluation.evaluate(model, images, 5000, None, fast=True, known=known, keep=keep)
+    block["made_with"]["seconds"] += round(so_far["seconds"], 1)
+    return block
+
+
 def pm(pair: list[float]) -> str:
     """[mean, standard error] as text."""
     return f"{pair[0]:.2f} ± {pair[1]:.2f}"
@@ -219,13 +250,6 @@ def write_tables() -> None:
         text = path.read_text(encoding="utf-8")
         before, after = text.split(begin)[0], text.split(end)[1]
         write_text(path, f"{before}{begin}\n{results_table()}\n{end}{after}")
-
-
-def cache() -> Path:
-    """Where downloads are kept."""
-    import pooch
-
-    return Path(pooch.os_cache("vaelib"))
 
 
 def _fetch(name: str) -> Path:

@@ -5,14 +5,16 @@ which every block of `vaelib.blocks` stands a second time.
 """
 
 import base64
+import html
 import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vaelib import checkpoints, gallery, latents, widgets
+from vaelib import checkpoints, gallery, latents
 from vaelib.checkpoints import write_text
+from vaelib.folders import DataError
 from vaelib.likelihoods import LIKELIHOODS
 
 INTRO = (
@@ -66,16 +68,22 @@ def export(name: str, output: str = "explorer.html") -> None:
         name: a published checkpoint, or a run folder.
         output: the page.
     """
+    from vaelib import widgets  # which other commands need not wait for
+
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
-    images = gallery.images_for(model, folder, fallback=True)
-    fitted = checkpoints.kept(folder, checkpoints.LATENTS)
+    try:
+        images = gallery.images_for(model, folder, fallback=True)
+    except (DataError, checkpoints.CheckpointError) as error:
+        print(f"{error} The page has no images to start from.")
+        images = None
+    fitted = checkpoints.kept_tensors(folder, checkpoints.LATENTS)
     draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
     ways = None
-    if checkpoints.kept(folder, checkpoints.ATTRIBUTES):
+    if checkpoints.kept_tensors(folder, checkpoints.ATTRIBUTES):
         table = gallery.attributes(model, folder)
         ways = {key: table[key]["directions"][0] for key in gallery.SHOWN if key in table}
     # faces may not be passed on: their page starts from draws
-    n_starts = 0 if images.name == "celeba" else 12
+    n_starts = 0 if images is None or images.name == "celeba" else 12
     about = widgets.about(
         model, folder.name, images, checkpoints.known_kl(folder), n_starts, ways, draws
     )
@@ -93,11 +101,11 @@ def write_page(model, about: dict, intro: str, path: Path) -> int:
         "likelihood": next(k for k, v in LIKELIHOODS.items() if type(model.likelihood) is v),
     }  # fmt: skip
     parts = {
-        "title": about["name"], "intro": intro,
+        "title": html.escape(about["name"]), "intro": intro,
         "css": (SOURCES / "explorer.css").read_text(encoding="utf-8"),
         "decoder": (SOURCES / "decoder.js").read_text(encoding="utf-8"),
         "explorer": (SOURCES / "explorer.js").read_text(encoding="utf-8"),
-        "page": json.dumps(page, allow_nan=False).replace("</", "<\\/"),
+        "page": json.dumps(page, allow_nan=False).replace("<", "\\u003c"),
     }  # fmt: skip
     text = (SOURCES / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():

@@ -5,20 +5,22 @@ built beside its place and moved there whole. Splits are slices of it, so that t
 streams from the disk: the operating system keeps in memory what fits.
 """
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
 SPLITS = ("train", "val", "test")
-CELEBA_SIZE = 202_599
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -27,53 +29,70 @@ class DataError(RuntimeError):
 
 
 def own_images(folder: Path, split: str, image_size: int) -> Tensor:
-    """Any folder's images: a tenth for val, a tenth for test (at most 1,000 each), by their names.
+    """Any folder's images: about a tenth for val, a tenth for test, the rest for train.
 
-    A file's place follows from a hash of its name, so it stays where it is as others come.
-    Shapes: -> (N, 3, image_size, image_size) uint8.
+    Where an image belongs follows from a hash of its name, so that it stays there as others
+    come and go. Shapes: -> (N, 3, image_size, image_size) uint8.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {str(folder)!r}; give images:FOLDER with a folder of images")
-    files = sorted(image_files(folder), key=lambda p: hashlib.sha256(p.name.encode()).digest())
+
+    def place(path: Path) -> float:
+        name = os.fsencode(path.relative_to(folder).as_posix())
+        return int.from_bytes(hashlib.sha256(name).digest()[:6], "big") / 2**48  # in [0, 1)
+
+    files = sorted(image_files(folder), key=place)
     pixels, names = cached_array(folder, files, image_size)
-    if len(names) < 10:
-        raise DataError(f"{folder} has {len(names)} readable images; give a folder of 10 or more")
-    n = min(len(names) // 10, 1000)
-    parts = {"val": slice(0, n), "test": slice(n, 2 * n), "train": slice(2 * n, None)}
-    return pixels[parts[split]]
+    places = np.array([place(folder / name) for name in names])
+    ends = dict(zip(("val", "test", "train"), np.searchsorted(places, (0.1, 0.2, 1)), strict=True))
+    if min(ends["val"], ends["test"] - ends["val"], ends["train"] - ends["test"]) < 2:
+        raise DataError(
+            f"{folder} has {len(names)} readable images, too few to split; give a folder with more"
+        )
+    start = {"val": 0, "test": ends["val"], "train": ends["test"]}[split]
+    return pixels[start : ends[split]]
 
 
 def celeba(folder: Path, split: str, image_size: int) -> dict:
     """The fields `images` and `attributes` of one split of CelebA, or of what part is there.
 
-    Whole, it has its official partition; otherwise 85, 5 and 10 % in order of number.
+    The official partition where its file is there and no split of it is empty; else 85, 5 and
+    10 % in order of number.
     """
     files = image_files(folder / "img_align_celeba")
     # the usual square around the face: 148 of 178 pixels, or 74 of 89
     pixels, names = cached_array(folder / "img_align_celeba", files, image_size, crop=148 / 178)
     if len(names) < 20:
         raise DataError(f"{folder} has {len(names)} readable images; fetch them again")
-    partition = folder / "list_eval_partition.txt"
+    stems = [Path(name).stem for name in names]
+    of = {stem: values[0] for stem, values in _table(folder / "list_eval_partition.txt").items()}
+    sizes = [sum(of.get(stem) == str(i) for stem in stems) for i in range(3)]
     ends = [int(share * len(names)) for share in (0, 0.85, 0.9, 1)]
-    if len(names) == CELEBA_SIZE and partition.exists():
-        of = [int(line.split()[1]) for line in partition.read_text().splitlines()]
-        ends = [sum(part < i for part in of) for i in range(4)]  # they come one after the other
+    if min(sizes) > 0 and sum(sizes) == len(names):
+        ends = [0, sizes[0], sizes[0] + sizes[1], len(names)]  # they come one after the other
     part = slice(*ends[SPLITS.index(split) :][:2])
-    table = celeba_attributes(folder / "list_attr_celeba.txt", names[part])
-    return {"images": pixels[part], "attributes": table}
+    return {"images": pixels[part], "attributes": celeba_attributes(folder, stems[part])}
 
 
-def celeba_attributes(path: Path, names: list[str]) -> dict[str, Tensor] | None:
+def celeba_attributes(folder: Path, stems: list[str]) -> dict[str, Tensor] | None:
     """The 40 attributes of these images, by attribute, (N,) bool each; None without the file."""
-    if not path.exists():
+    path = folder / "list_attr_celeba.txt"
+    has = _table(path)
+    if not has:
         return None
-    _, header, *lines = path.read_text().splitlines()
-    has = {line.split()[0]: line.split()[1:] for line in lines}
     try:
-        table = torch.tensor([[value == "1" for value in has[name]] for name in names])
-        return dict(zip(header.split(), table.T, strict=True))
-    except (KeyError, ValueError) as error:
+        header = path.read_text().splitlines()[1].split()
+        table = torch.tensor([[value == "1" for value in has[stem]] for stem in stems])
+        return dict(zip(header, table.T, strict=True))
+    except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path} does not fit the images beside it; fetch it again") from error
+
+
+def _table(path: Path) -> dict[str, list[str]]:
+    """The lines of one of CelebA's lists by the number of the image; empty without the file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [line.split() for line in lines if ".jpg" in line or ".png" in line]
+    return {Path(row[0]).stem: row[1:] for row in rows}
 
 
 def decode(path: Path, image_size: int, crop: float) -> np.ndarray | None:
@@ -84,8 +103,12 @@ def decode(path: Path, image_size: int, crop: float) -> np.ndarray | None:
     """
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("I", "I;16", "F"):  # 16 bits and more: spread over 8
+            image.draft("RGB", (4 * image_size, 4 * image_size))  # large JPEGs: decode less
+            with contextlib.suppress(Exception):  # damaged EXIF: take the image as it lies
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray(np.uint8(np.asarray(image) // 256))
+            elif image.mode in ("I", "F"):  # of no known range
                 levels = np.asarray(image, dtype=np.float64)
                 span = max(levels.max() - levels.min(), 1e-12)
                 image = Image.fromarray(np.uint8(255 * (levels - levels.min()) / span))
@@ -100,7 +123,7 @@ def decode(path: Path, image_size: int, crop: float) -> np.ndarray | None:
             size = (image_size, image_size)
             image = image.crop(box).resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
             return np.asarray(image).transpose(2, 0, 1)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow raises some ten kinds of it for files that are damaged or foreign
         return None
 
 
@@ -110,10 +133,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def cache() -> Path:
-    """Where decoded folders are kept."""
+    """Where downloads and decoded folders are kept."""
     import pooch
 
-    return Path(pooch.os_cache("vaelib")) / "images"
+    return Path(pooch.os_cache("vaelib"))
 
 
 def cached_array(
@@ -127,24 +150,23 @@ def cached_array(
     stamp = hashlib.sha256(f"{image_size} {crop}".encode())
     for path in files:
         about = path.stat()
-        stamp.update(f"{path.relative_to(folder)}\0{about.st_size} {about.st_mtime_ns}\n".encode())
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    stem = f"{folder.name}-{place}-{image_size}"
-    target = cache() / f"{stem}-{stamp.hexdigest()[:12]}.bin"
+        stamp.update(os.fsencode(path.relative_to(folder)))
+        stamp.update(f"\0{about.st_size} {about.st_mtime_ns}\n".encode())
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]
+    target_folder, stem = cache() / "images", f"{folder.name}-{place}-{image_size}"
+    target = target_folder / f"{stem}-{stamp.hexdigest()[:12]}.bin"
     listing = target.with_suffix(".json")
-    if not listing.exists():
-        cache().mkdir(parents=True, exist_ok=True)
-        older = [p for p in cache().glob(f"{stem}-*") if p.suffix in (".bin", ".json")]
-        partial = target.with_suffix(f".{os.getpid()}.partial")
-        try:
-            names = _decode_all(partial, folder, files, image_size, crop)
-            os.replace(partial, target)
-            partial.write_text(json.dumps(names))
-            os.replace(partial, listing)
-        finally:
-            partial.unlink(missing_ok=True)
+    if not (target.exists() and listing.exists()):
+        target_folder.mkdir(parents=True, exist_ok=True)
+        older = set(target_folder.glob(f"{glob.escape(stem)}-*.*")) - {target, listing}
+        with tempfile.TemporaryDirectory(dir=target_folder, prefix="partial-") as partial:
+            names = _decode_all(Path(partial) / "pixels", folder, files, image_size, crop)
+            (Path(partial) / "names").write_text(json.dumps(names))
+            os.replace(Path(partial) / "pixels", target)
+            os.replace(Path(partial) / "names", listing)
         for path in older:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody still reads it
+                path.unlink()
     names = json.loads(listing.read_text())
     shape = (len(names), 3, image_size, image_size)
     if not names:
@@ -156,16 +178,21 @@ def cached_array(
 def _decode_all(target: Path, folder: Path, files: list[Path], image_size: int, crop: float):
     """Write every image's pixels into a new file; returns the names of those written."""
     names, skipped = [], []
-    with ThreadPoolExecutor() as pool, open(target, "wb") as file:
-        decoded = pool.map(lambda path: decode(path, image_size, crop), files)
-        for path, pixels in zip(tqdm(files, folder.name, unit="image"), decoded, strict=True):
-            name = str(path.relative_to(folder))
-            if pixels is None:
-                skipped.append(name)
-            else:
-                file.write(pixels.tobytes())
-                names.append(name)
+    bar = tqdm(total=len(files), desc=folder.name, unit="image")
+    with ThreadPoolExecutor() as pool, open(target, "wb") as file, bar:
+        for start in range(0, len(files), 1000):  # so that an error ends it soon
+            block = files[start : start + 1000]
+            decoded = pool.map(lambda path: decode(path, image_size, crop), block)
+            for path, pixels in zip(block, decoded, strict=True):
+                name = path.relative_to(folder).as_posix()
+                if pixels is None:
+                    skipped.append(name)
+                else:
+                    file.write(pixels.tobytes())
+                    names.append(name)
+                bar.update()
     if skipped:
-        more = f" and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
-        print(f"left out, no readable images: {', '.join(skipped[:5])}{more}")
+        listed = ", ".join(ascii(name)[1:-1] for name in skipped[:20])
+        more = f" and {len(skipped) - 20:,} more" if len(skipped) > 20 else ""
+        print(f"{len(skipped):,} left out, no readable images: {listed}{more}")
     return names

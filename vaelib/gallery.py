@@ -26,7 +26,8 @@ MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_l
 def images_for(model, folder: Path, split: str = "test", fallback=False) -> Images:
     """A split of what a checkpoint's recipe names, at the model's size."""
     source = checkpoints.read_recipe(folder)["data"]
-    split = "val" if source == "mnist-5k" else split  # which has no test
+    if (source, split) == ("mnist-5k", "test"):
+        split = "val"  # it has no test
     return data.load(source, split, fallback=fallback, image_size=model.image_shape[-1])
 
 
@@ -40,19 +41,21 @@ def drawn(model, images: Images, seed: int = 0) -> Tensor:
 def aggregate(model, folder: Path) -> MixtureSameFamily:
     """A density fitted to draws from q(z | x) over the training images; kept beside the weights.
 
-    A Gaussian mixture; the number of its components is the one best on the validation images.
+    A Gaussian mixture, of the first 10,000 images at most; the number of its components is the
+    one best on the validation images.
     """
-    if found := checkpoints.kept(folder, checkpoints.LATENTS):
+    if found := checkpoints.kept_tensors(folder, checkpoints.LATENTS):
         return latents.mixture(**found[0])
-    train, val = (drawn(model, images_for(model, folder, s)) for s in ("train", "val"))
-    fits = {n: latents.fit_mixture(train, n) for n in (1, 2, 5, 10, 20)}
+    splits = (images_for(model, folder, split).subset(10_000) for split in ("train", "val"))
+    train, val = (drawn(model, images) for images in splits)
+    fits = {n: latents.fit_mixture(train, n) for n in (1, 2, 5, 10, 20) if 20 * n <= len(train)}
     scores = {n: fit.log_prob(val).mean().item() for n, fit in fits.items()}
     best = max(scores, key=scores.get)
     parts = fits[best].component_distribution
     tensors = {"weights": fits[best].mixture_distribution.probs, "means": parts.loc}
     about = {f"val log-density, {n} components": f"{s:.3f} nats" for n, s in scores.items()}
     tensors["scale_tril"] = parts.scale_tril
-    checkpoints.keep(folder, checkpoints.LATENTS, tensors, about)
+    checkpoints.keep_tensors(folder, checkpoints.LATENTS, tensors, about)
     return fits[best]
 
 
@@ -63,16 +66,19 @@ def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
     the areas under the ROC curve of the test images' means of q(z | x) along either. Empty
     where the data has no attributes.
     """
-    found = checkpoints.kept(folder, checkpoints.ATTRIBUTES)
+    found = checkpoints.kept_tensors(folder, checkpoints.ATTRIBUTES)
     if not found:
-        train, test = (images_for(model, folder, split) for split in ("train", "test"))
+        splits = (images_for(model, folder, split).subset(10_000) for split in ("train", "test"))
+        train, test = splits
         z, z_test = (elbo_terms(model, images)[1].loc for images in (train, test))
         tensors = {}
         for name, has in (train.attributes or {}).items():
+            if any(min(h.sum(), (~h).sum()) < 5 for h in (has, test.attributes[name])):
+                continue  # too few of them, or of the others, to say
             ways = torch.stack(latents.attribute_directions(z, has))  # (2, D)
             on_test = [latents.auc(z_test @ way, test.attributes[name]) for way in ways]
             tensors |= {f"{name}.directions": ways, f"{name}.auc": torch.tensor(on_test)}
-        checkpoints.keep(folder, checkpoints.ATTRIBUTES, tensors, {})
+        checkpoints.keep_tensors(folder, checkpoints.ATTRIBUTES, tensors, {})
         found = tensors, {}
     table: dict[str, dict[str, Tensor]] = {}
     for key in sorted(found[0]):
@@ -122,7 +128,9 @@ def interpolate(
     if images is None:
         x, z = None, prior_draws(model, 2 * n_samples, seed)
     else:
-        x, z = encode_some(model, images, 2 * n_samples, seed)
+        if len(images) < 2:
+            raise ValueError(f"{images.title} has {len(images)} images; interpolation needs two")
+        x, z = encode_some(model, images, min(2 * n_samples, len(images) // 2 * 2), seed)
     walk = getattr(latents, path)
     # real ends are shown themselves, so the path between them leaves out nothing
     paths = torch.stack([walk(z[i], z[i + 1], n_interpolate + 2) for i in range(0, len(z), 2)])
@@ -175,6 +183,8 @@ def reconstruct(model, name: str, images: Images, n_samples: int = 24, seed: int
 
 def visualize_latent(model, name: str, images: Images) -> Figure:
     """Where a 2-D model puts every image of a split, by label."""
+    if images.labels is None:
+        raise ValueError(f"{images.name} has no labels to colour a map by; try --mode manifold")
     title = f"{name}: means of q(z | x), {len(images):,} {images.things} of {images.title}"
     return figures.latent_map(elbo_terms(model, images)[1].loc, images.labels, title)
 
@@ -229,7 +239,7 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
     if images.attributes:
         density, table = aggregate(model, folder), attributes(model, folder)
         pictures["samples-aggregate"] = sample(model, name, density=density)
-        ways = {key: table[key]["directions"][0] for key in SHOWN}
+        ways = {key: table[key]["directions"][0] for key in SHOWN if key in table}
         strengths = torch.linspace(-1.5, 1.5, 7)
         pictures["attributes"] = attribute_steps(model, name, images, ways, strengths, 3)
     if model.latent_dim == 2:

@@ -109,7 +109,7 @@ def attribute_directions(z: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
     from sklearn.linear_model import LogisticRegression
 
     difference = z[has].mean(0) - z[~has].mean(0)
-    scale = z.std(0)  # the regularisation is then the same for every dimension
+    scale = z.std(0).clamp_min(0.1)  # regularises all dimensions alike, dead ones aside
     classifier = LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced")
     classifier.fit((z / scale).numpy(), has.numpy())
     normal = torch.tensor(classifier.coef_[0]).float() / scale

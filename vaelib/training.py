@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,8 @@ from vaelib.recipes import (
 )
 
 STATE = "state.safetensors"
-CLOCKED_LOOK = 1000  # images of val that a clocked run looks at: ten looks must fit its time
+# images of val that are looked at, at most; ten looks of a clocked run must fit its time
+LOOK, CLOCKED_LOOK = 5000, 1000
 
 
 class TrainingError(RuntimeError):
@@ -83,8 +85,7 @@ def fit(
         raise TrainingError(f"minutes is for one process; give steps to {world} of them")
     resume_dir, run_dir = run_dir, Path(run_dir) if run_dir and rank == 0 else None
     train, val = data["train"].to(device), data["val"]
-    if config.minutes or config.pace:
-        val = val.subset(CLOCKED_LOOK)
+    val = val.subset(CLOCKED_LOOK if config.minutes or config.pace else LOOK)
     model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), config.lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=True
@@ -93,14 +94,23 @@ def fit(
     if resume:
         about = checkpoints.load_state(Path(resume_dir) / STATE, model, optimizer)
         changed = [k for k, v in asdict(config).items() if about["config"].get(k) != v]
-        if set(changed) - {"steps"}:
+        if set(changed) - {"steps"} or (changed and config.pace):
             raise TrainingError(
-                f"{resume_dir} was started with another {', '.join(changed)}; only steps may change"
+                f"{resume_dir} was started with another {', '.join(changed)}; only steps may "
+                "change, and not of a clocked run"
+            )
+        if about.get("n_train", len(train)) != len(train):
+            raise TrainingError(
+                f"{resume_dir} was started on {about['n_train']:,} images, now there are "
+                f"{len(train):,}; start a new run"
             )
         history = History(about["rows"], about["pace"])
         start, best = about["step"], about["best"]
-        if config.steps < start and not config.minutes:
-            raise TrainingError(f"{resume_dir} is at step {start:,}; give more steps than that")
+        planned = about["config"]["steps"]
+        if config.steps < planned:
+            raise TrainingError(
+                f"{resume_dir} was planned for {planned:,} steps; give at least that"
+            )
     wrapped = accelerator.prepare_model(model)  # DistributedDataParallel under several processes
     objective = getattr(objectives, config.objective)
     draws = () if config.objective == "elbo" else (config.n_importance,)
@@ -139,11 +149,13 @@ def fit(
         beta = torch.tensor(kl_weight(step, config), device=device)
 
         # loss = -mean over images of the objective, in nats
-        for part in mine:
-            with autocast:
-                terms = compute(wrapped, x[part], eps[..., part, :], beta)
-            loss = -terms.objective.mean() / config.accumulate
-            accelerator.backward(loss)
+        for i, part in enumerate(mine):
+            waits = i < len(mine) - 1  # processes exchange gradients after the last part alone
+            with accelerator.no_sync(wrapped) if waits else nullcontext():
+                with autocast:
+                    terms = compute(wrapped, x[part], eps[..., part, :], beta)
+                loss = -terms.objective.mean() / config.accumulate
+                accelerator.backward(loss)
             running += terms.elbo.detach().mean() / config.accumulate
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         for group in optimizer.param_groups:
@@ -173,6 +185,7 @@ def fit(
             draw_samples(model, run_dir / "samples" / f"{step + 1:07d}.png", device)
             checkpoints.write_json(run_dir / "history.json", history.rows)
             about = {"step": step + 1, "best": best, "config": asdict(config)} | asdict(history)
+            about["n_train"] = len(train)
             checkpoints.save_state(run_dir / STATE, model, optimizer, about)
         if board:
             for name in row.keys() - {"step"}:

@@ -26,9 +26,9 @@ def picture(model, z: list[float], height: int = 224) -> bytes:
 
     Shapes: z (D,).
     """
-    device = next(model.parameters()).device
-    mean = model.decode(torch.tensor([z], device=device)).mean[0].clamp(0, 1)  # (C, H, W)
-    image = to_pil_image(mean.cpu())
+    bytes_ = pixels(model, torch.tensor(z, dtype=torch.float32))
+    shape = torch.frombuffer(bytearray(bytes_), dtype=torch.uint8).reshape(model.image_shape)
+    image = to_pil_image(shape)
     width = round(height * image.width / image.height)
     stream = io.BytesIO()
     image.resize((width, height), Image.Resampling.NEAREST).save(stream, format="png")
@@ -74,15 +74,19 @@ def path_slider(model, z_start: list[float], z_end: list[float]) -> ipywidgets.H
 
 def _follow(model, sliders: list[ipywidgets.FloatSlider], to_z) -> ipywidgets.HBox:
     """Sliders, and the picture of `to_z(their values)` redrawn whenever one moves."""
-    image = ipywidgets.Image(format="png")
+    image, trouble = ipywidgets.Image(format="png"), ipywidgets.Label()
 
     def redraw(_=None):
-        image.value = picture(model, to_z([slider.value for slider in sliders]))
+        try:
+            image.value = picture(model, to_z([slider.value for slider in sliders]))
+            trouble.value = ""
+        except Exception as error:  # JupyterLab would swallow it
+            trouble.value = f"{type(error).__name__}: {error}"
 
     for slider in sliders:
         slider.observe(redraw, names="value")
     redraw()
-    return ipywidgets.HBox([ipywidgets.VBox(sliders), image])
+    return ipywidgets.HBox([ipywidgets.VBox(sliders), image, trouble])
 
 
 def live_loss_curve(title: str = ""):
@@ -123,10 +127,13 @@ def about(
 ) -> dict:
     """What the explorer has to know of a model, as JSON; see explorer/explorer.js.
 
-    `images` are there to start from, and, with two latent dimensions, to be the map's dots;
+    `images` are there to start from, to know each dimension's KL where it is not given, and,
+    with two latent dimensions, to be the map's dots;
     `directions` (D,) by name become sliders; `draws` (N, D) are offered beside the prior's.
     """
-    n = model.latent_dim
+    n, device = model.latent_dim, next(model.parameters()).device
+    if kl_per_dim is None and images is not None:
+        kl_per_dim = elbo_terms(model, images.subset(1000))[0].kl_per_dim.mean(0).tolist()
     order = torch.tensor(kl_per_dim).argsort(descending=True).tolist() if kl_per_dim else range(n)
     found = {
         "name": name,
@@ -145,16 +152,16 @@ def about(
         found["points"] = {"z": rounded(z), "labels": labels.int().tolist()}
     if n == 2:
         side = 21
-        grid = model.decode(latents.manifold(side, "linear", limit)).mean
-        page = (figures.tile(grid, side, gap=0) * 255).astype("uint8")
-        found["manifold"] = data_url(Image.fromarray(page).convert("L"))
+        grid = model.decode(latents.manifold(side, "linear", limit).to(device)).mean
+        page = Image.fromarray((figures.tile(grid, side, gap=0) * 255).astype("uint8"))
+        found["manifold"] = data_url(page.convert("L") if model.image_shape[0] == 1 else page)
     if images is not None and n_starts:
         some = images.subset(n_starts)
         x = seen_by(model, some.images, torch.Generator().manual_seed(0))
-        kind = images.things.removesuffix("s")
+        means, kind = model.encode(x.to(device)).loc, images.things.removesuffix("s")
         found["starts"] = [
             {"label": f"{kind} {i + 1}", "z": z, "picture": data_url(to_pil_image(picture))}
-            for i, (z, picture) in enumerate(zip(rounded(model.encode(x).loc), x, strict=True))
+            for i, (z, picture) in enumerate(zip(rounded(means), x, strict=True))
         ]
     if directions:
         found["directions"] = [
@@ -183,8 +190,9 @@ class LatentExplorer(anywidget.AnyWidget):
         self.on_msg(self._answer)
 
     def _answer(self, _, request: dict, __) -> None:
+        to = {key: request[key] for key in ("number", "view")}
         try:
             picture = pixels(self._model, torch.tensor(request["z"], dtype=torch.float32))
-            self.send({"number": request["number"]}, buffers=[picture])
+            self.send(to, buffers=[picture])
         except Exception as error:  # whatever it is, it is shown beside the sliders
-            self.send({"number": request["number"], "error": f"{type(error).__name__}: {error}"})
+            self.send(to | {"error": f"{type(error).__name__}: {error}"})

@@ -14,7 +14,7 @@ function mount(root, about, decode, inFlight = 1) {
   const base = new Float32Array(n); // where the sliders stand
   const strengths = (about.directions || []).map(() => 0);
   const held = { A: null, B: null };
-  let mark = null; // where we are on the map
+  let mark = null, chart = null; // the map, and where we are on it
 
   // --- from z to the picture: the latest position wins, at most `inFlight` are on their way
   let wanted = null, moved = 0, flying = 0, asked = 0, shown = 0;
@@ -79,15 +79,16 @@ function mount(root, about, decode, inFlight = 1) {
 
   function slider(parent, label, low, high, value, act) {
     const line = add(parent, "label", { class: "vae-line" });
-    add(line, "span", { class: "vae-name" }, label);
+    add(line, "span", { class: "vae-name", title: label }, label);
     const range = add(line, "input",
       { type: "range", min: low, max: high, step: 0.01, value, "aria-label": label });
-    const number = add(line, "output", {}, Number(value).toFixed(2));
+    const number = add(line, "span", { class: "vae-value", "aria-hidden": "true" },
+      Number(value).toFixed(2));
     range.addEventListener("input", () => {
       number.textContent = Number(range.value).toFixed(2);
       act(Number(range.value));
     });
-    return { set(v) { range.value = v; number.textContent = v.toFixed(2); } };
+    return { set(v) { range.value = v; number.textContent = Number(v).toFixed(2); } };
   }
 
   // --- the picture and its buttons
@@ -100,6 +101,10 @@ function mount(root, about, decode, inFlight = 1) {
     { width, height, class: height < 48 ? "vae-picture vae-crisp" : "vae-picture", role: "img",
       "aria-label": `the picture that ${about.name} decodes from z` });
   const context = canvas.getContext("2d");
+  if (!context) {
+    root.textContent = "This browser has no canvas: open this in another one.";
+    return null;
+  }
   const status = add(left, "div", { class: "vae-status", role: "status", "aria-live": "polite" });
   const buttons = add(left, "div", { class: "vae-buttons" });
   const gaussian = () => Math.sqrt(-2 * Math.log(1 - Math.random())) *
@@ -111,7 +116,7 @@ function mount(root, about, decode, inFlight = 1) {
   if (about.draws)
     button(buttons, "draw, fitted", "a draw from the density fitted to encoded images",
       () => go(about.draws[Math.floor(Math.random() * about.draws.length)]));
-  button(buttons, "shuffle", "the same values on other dimensions", () => {
+  if (n > 1) button(buttons, "shuffle", "the same values on other dimensions", () => {
     const z = base.slice();
     for (let i = n - 1; i > 0; i--) {
       const j = Math.floor(Math.random() * i); // never everything where it was (Sattolo 1986)
@@ -126,7 +131,9 @@ function mount(root, about, decode, inFlight = 1) {
     const paper = large.getContext("2d");
     paper.imageSmoothingEnabled = height >= 48;
     paper.drawImage(canvas, 0, 0, large.width, large.height);
-    add(left, "a", { download: `${about.name}.png`, href: large.toDataURL(), hidden: "" }).click();
+    const link = add(left, "a", { download: `${about.name}.png`, href: large.toDataURL() });
+    link.click();
+    link.remove();
   });
   button(buttons, "copy z", "copy the latent vector as a list of numbers", async () => {
     const text = JSON.stringify(Array.from(current(), (v) => Number(v.toFixed(4))));
@@ -141,23 +148,26 @@ function mount(root, about, decode, inFlight = 1) {
   // --- two slots and the way between them
   const compare = add(left, "div", { class: "vae-buttons" });
   const between = add(left, "div");
+  let way = null;
   for (const slot of ["A", "B"])
     button(compare, `hold ${slot}`, `keep this z as ${slot}`, () => {
-      held[slot] = base.slice();
+      held[slot] = current();
       say(`${slot} is held`);
-      if (held.A && held.B && !between.firstChild)
-        slider(between, "A to B", 0, 1, slot === "A" ? 0 : 1,
+      if (held.A && held.B) {
+        way = way || slider(between, "A to B", 0, 1, 0,
           (t) => go(held.A.map((a, d) => (1 - t) * a + t * held.B[d])));
+        way.set(slot === "A" ? 0 : 1);
+      }
     });
 
   // --- sliders: the dimensions that carry most first, the dead ones folded away
   const right = add(root, "div", { class: "vae-right" });
-  const sliders = [];
+  const sliders = [], ofAttributes = [];
   function sliderFor(parent, { dim, nats }) {
     const label = nats === null ? `z[${dim}]` : `z[${dim}], ${nats.toFixed(1)} nats`;
     sliders[dim] = slider(parent, label, -limit, limit, 0, (v) => { base[dim] = v; refresh(); });
   }
-  if (about.points) map(add(right, "div", { class: "vae-map" }));
+  if (about.points || about.manifold) map(add(right, "div", { class: "vae-map" }));
   const dead = about.dims.filter((d) => d.nats !== null && d.nats < 0.05);
   const alive = about.dims.filter((d) => !dead.includes(d));
   alive.slice(0, 12).forEach((d) => sliderFor(right, d));
@@ -171,11 +181,13 @@ function mount(root, about, decode, inFlight = 1) {
   if (strengths.length) {
     const fold = add(right, "details", { open: "" });
     add(fold, "summary", {}, "attributes");
-    about.directions.forEach(({ name }, i) =>
-      slider(fold, name, -2, 2, 0, (s) => { strengths[i] = s; refresh(); }));
+    about.directions.forEach(({ name }, i) => {
+      ofAttributes[i] = slider(fold, name, -2, 2, 0, (s) => { strengths[i] = s; refresh(); });
+    });
   }
   if (about.starts && about.starts.length) {
-    const strip = add(right, "div", { class: "vae-strip" });
+    const strip = add(right, "div",
+      { class: "vae-strip", role: "group", "aria-label": "images to start from" });
     for (const { label, z, picture } of about.starts) {
       const start = button(strip, "", `start from ${label}`, () => go(z));
       add(start, "img", { src: picture, alt: label });
@@ -185,6 +197,8 @@ function mount(root, about, decode, inFlight = 1) {
   function go(z) {
     base.set(z);
     sliders.forEach((s, d) => s.set(base[d]));
+    strengths.fill(0);
+    ofAttributes.forEach((s) => s.set(0));
     refresh();
   }
 
@@ -192,12 +206,12 @@ function mount(root, about, decode, inFlight = 1) {
   function map(parent) {
     const size = 300, far = limit + 0.5, unit = size / (2 * far);
     const square = add(parent, "div", { class: "vae-square" });
-    const chart = add(square, "canvas", { width: 2 * size, height: 2 * size, tabindex: 0,
+    chart = add(square, "canvas", { width: 2 * size, height: 2 * size, tabindex: 0,
       role: "application", "aria-label": "map of the latent plane: drag, or use the arrow keys" });
     mark = add(square, "div", { class: "vae-mark" });
     const ink = chart.getContext("2d");
     ink.scale(2, 2); // sharp on dense screens
-    const dots = () => about.points.z.forEach(([x, y], i) => {
+    const dots = () => about.points && about.points.z.forEach(([x, y], i) => {
       ink.fillStyle = COLOURS[about.points.labels[i] % COLOURS.length];
       ink.fillRect(size / 2 + x * unit - 1.2, size / 2 - y * unit - 1.2, 2.4, 2.4);
     });
@@ -230,6 +244,7 @@ function mount(root, about, decode, inFlight = 1) {
       event.preventDefault();
       go(base.map((v, d) => Math.min(far, Math.max(-far, v + 0.1 * step[event.key][d]))));
     });
+    if (!about.points) return;
     const legend = add(parent, "div", { class: "vae-legend" });
     for (const label of [...new Set(about.points.labels)].sort((a, b) => a - b)) {
       const key = add(legend, "span", {}, String(label));
@@ -240,11 +255,13 @@ function mount(root, about, decode, inFlight = 1) {
   function place() {
     if (!mark) return;
     const far = limit + 0.5;
-    mark.style.left = `${50 + (50 * base[0]) / far}%`;
-    mark.style.top = `${50 - (50 * base[1]) / far}%`;
+    const [x, y] = [...base].map((v) => Math.min(far, Math.max(-far, v)));
+    mark.style.left = `${50 + (50 * x) / far}%`;
+    mark.style.top = `${50 - (50 * y) / far}%`;
+    chart.setAttribute("aria-label",
+      `map of the latent plane, at ${x.toFixed(1)}, ${y.toFixed(1)}: drag, or use the arrow keys`);
   }
 
-  if (!context) say("this browser has no canvas: open the page in another one");
   refresh();
-  return { go, current };
+  return { go, current, refresh };
 }

@@ -5,28 +5,29 @@ const PATIENCE = 5000; // milliseconds
 
 export default {
   render({ model, el }) {
-    const waiting = new Map();
+    const waiting = new Map(), view = Math.random(); // one widget may be shown twice
     let number = 0;
-    model.on("msg:custom", (answer, buffers) => {
-      const request = waiting.get(answer.number);
-      if (!request) return;
-      waiting.delete(answer.number);
-      clearTimeout(request.timer);
-      if (answer.error) request.fail(new Error(answer.error));
-      else {
-        const { buffer, byteOffset, byteLength } = buffers[0];
-        request.done(new Uint8Array(buffer, byteOffset, byteLength));
-      }
-    });
     const decode = (z) => new Promise((done, fail) => {
       const mine = ++number;
       const timer = setTimeout(() => {
         waiting.delete(mine);
-        fail(new Error("the kernel does not answer: run this cell again, or restart the kernel"));
+        fail(new Error("the kernel is busy, or gone: wait, or restart it and run this cell again"));
       }, PATIENCE);
       waiting.set(mine, { done, fail, timer });
-      model.send({ number: mine, z: Array.from(z) });
+      model.send({ number: mine, view, z: Array.from(z) });
     });
-    mount(el, model.get("about"), decode, 3);
+    const explorer = mount(el, model.get("about"), decode, 3);
+    const answered = (answer, buffers) => {
+      if (answer.view !== view) return;
+      const request = waiting.get(answer.number);
+      if (!request) return explorer.refresh(); // it was only busy: ask for the latest position
+      waiting.delete(answer.number);
+      clearTimeout(request.timer);
+      if (answer.error) return request.fail(new Error(answer.error));
+      const { buffer, byteOffset, byteLength } = buffers[0];
+      return request.done(new Uint8Array(buffer, byteOffset, byteLength));
+    };
+    model.on("msg:custom", answered);
+    return () => model.off("msg:custom", answered);
   },
 };
