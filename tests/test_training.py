@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -266,28 +267,36 @@ TWO = """
 import sys, torch, warnings
 from vaelib.data import load
 from vaelib.models import VAE
-from vaelib.recipes import HUNDREDTHS, moments
 from vaelib.training import TrainConfig, fit
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 torch.manual_seed(0)
 digits = {name: load("mnist-5k", name) for name in ("train", "val")}
 splits = {name: images.subset(300) for name, images in digits.items()}
-config = TrainConfig(steps=8, batch_size=32, eval_every=4, precision="fp32")
-fit(VAE(latent_dim=4, widths=(8, 16)), splits, config, sys.argv[1])
+more = dict(batch_size=32, eval_every=4, precision="fp32", flip=True, accumulate=2)
+steps, resume = int(sys.argv[2]), len(sys.argv) > 3
+config = TrainConfig(steps=steps, **more)
+fit(VAE(latent_dim=4, widths=(8, 16)), splits, config, sys.argv[1], resume)
 """
 
 
-def test_two_processes_compute_what_one_does(tmp_path):
+def test_two_processes_compute_what_one_does_and_resume_what_one_began(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    for command, name in (([sys.executable], "one"), (torchrun, "two")):
-        line = [*command, str(script), str(tmp_path / name)]
+
+    def rows(command, name, *arguments):
+        line = [*command, str(script), str(tmp_path / name), *arguments]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (json.loads((tmp_path / n / "history.json").read_text()) for n in ("one", "two"))
-    for a, b in zip(one, two, strict=True):
+        return json.loads((tmp_path / name / "history.json").read_text())
+
+    one, two = rows([sys.executable], "one", "8"), rows(torchrun, "two", "8")
+    shutil.copytree(tmp_path / "one", tmp_path / "resumed")
+    one_on = rows([sys.executable], "one", "16", "resume")
+    two_on = rows(torchrun, "resumed", "16", "resume")
+    assert [row["step"] for row in two_on] == [4, 8, 12, 16]
+    for a, b in [*zip(one, two, strict=True), *zip(one_on, two_on, strict=True)]:
         assert a["train_elbo"] == pytest.approx(b["train_elbo"], abs=0.05)
         assert a["val_elbo"] == pytest.approx(b["val_elbo"], abs=0.05)
