@@ -179,6 +179,7 @@ def test_part_of_celeba_is_split_in_order_with_its_attributes(tmp_path, monkeypa
     assert (numbers - torch.arange(91, 101)).abs().max() <= 1  # jpeg
     assert splits["test"].attributes["Smiling"].tolist() == [i % 2 == 1 for i in range(91, 101)]
     assert not splits["train"].attributes["Male"].any()
+    assert splits["test"].note == "of 100 images, files of 89x109, 85:5:10 split"
     some = splits["test"].subset(3)
     assert len(some.attributes["Male"]) == len(some) == 3
     (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\nMale\n000001.jpg 1\n")

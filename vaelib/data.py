@@ -42,6 +42,7 @@ class Images:
     images : (N, C, H, W) uint8, on any device.
     labels : (N,) int64, or None where there are none.
     attributes : by name, whether each image has it, (N,) bool; None where nobody noted any.
+    note : what else to say of where they come from, for the record.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Images:
     images: Tensor
     labels: Tensor | None = None
     attributes: dict[str, Tensor] | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.images)

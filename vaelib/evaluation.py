@@ -169,6 +169,8 @@ def evaluate(
         },
         "made_with": environment(device) | {"seconds": round(time.perf_counter() - began, 1)},
     }
+    if images.note:
+        block["note"] = images.note
     if not model.likelihood.binary:
         bits = bits_per_dimension(block["neg_elbo"][0], math.prod(model.image_shape))
         block |= {"bits_per_dim": round(bits, 4), "psnr": mean_and_error(psnr(model, images, q_z))}

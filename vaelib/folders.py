@@ -54,7 +54,7 @@ def own_images(folder: Path, split: str, image_size: int) -> Tensor:
 
 
 def celeba(folder: Path, split: str, image_size: int) -> dict:
-    """The fields `images` and `attributes` of one split of CelebA, or of what part is there.
+    """The fields of `data.Images` for one split of CelebA, or of what part is there.
 
     The official partition where its file is there and no split of it is empty; else 85, 5 and
     10 % in order of number.
@@ -68,10 +68,17 @@ def celeba(folder: Path, split: str, image_size: int) -> dict:
     of = {stem: values[0] for stem, values in _table(folder / "list_eval_partition.txt").items()}
     sizes = [sum(of.get(stem) == str(i) for stem in stems) for i in range(3)]
     ends = [int(share * len(names)) for share in (0, 0.85, 0.9, 1)]
-    if min(sizes) > 0 and sum(sizes) == len(names):
+    official = min(sizes) > 0 and sum(sizes) == len(names)
+    if official:
         ends = [0, sizes[0], sizes[0] + sizes[1], len(names)]  # they come one after the other
     part = slice(*ends[SPLITS.index(split) :][:2])
-    return {"images": pixels[part], "attributes": celeba_attributes(folder, stems[part])}
+    with Image.open(folder / "img_align_celeba" / names[0]) as first:
+        size = "x".join(map(str, first.size))
+    note = (
+        f"of {len(names):,} images, files of {size}, {'official' if official else '85:5:10'} split"
+    )
+    table = celeba_attributes(folder, stems[part])
+    return {"images": pixels[part], "attributes": table, "note": note}
 
 
 def celeba_attributes(folder: Path, stems: list[str]) -> dict[str, Tensor] | None:
