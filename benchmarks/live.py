@@ -111,18 +111,18 @@ def main() -> None:
             def key(n, slider=slider):
                 slider.press("ArrowRight" if n // 100 % 2 == 0 else "ArrowLeft")
 
+            found = {"key held": measure(page, explorer, key)}
             box = slider.bounding_box()
+            middle = box["y"] + box["height"] / 2
 
-            def drag(n, box=box):
-                share = abs(n % 200 - 100) / 100
-                page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+            def drag(n, box=box, middle=middle):
+                page.mouse.move(box["x"] + abs(n % 200 - 100) / 100 * box["width"], middle)
 
-            for control, move in (("key held", key), ("pointer dragged", drag)):
-                if move is drag:
-                    page.mouse.move(box["x"] + 2, box["y"] + box["height"] / 2)
-                    page.mouse.down()
-                moves, rate, waits = measure(page, explorer, move)
-                page.mouse.up()
+            drag(0)
+            page.mouse.down()
+            found["pointer dragged"] = measure(page, explorer, drag)
+            page.mouse.up()
+            for control, (moves, rate, waits) in found.items():
                 late = sorted(waits)[int(0.95 * len(waits))]
                 print(
                     f"| {name} | {control} | {moves:.0f} | {rate:.0f} "
