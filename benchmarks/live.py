@@ -116,7 +116,8 @@ def main() -> None:
             middle = box["y"] + box["height"] / 2
 
             def drag(n, box=box, middle=middle):
-                page.mouse.move(box["x"] + abs(n % 200 - 100) / 100 * box["width"], middle)
+                share = 0.05 + 0.009 * abs(n % 200 - 100)  # there and back
+                page.mouse.move(box["x"] + share * box["width"], middle)
 
             drag(0)
             page.mouse.down()
