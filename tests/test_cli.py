@@ -203,7 +203,8 @@ def test_resume_from_the_command_line(run, tmp_path):
     main(["train", "-e", str(tmp_path / "run"), "--resume"])  # already at its end: nothing to do
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     steps = checkpoints.read_recipe(run)["steps"] + 2  # or to go on for longer
-    main(["train", "-e", str(tmp_path / "run"), "--resume", "--steps", str(steps)])
+    same = ["--widths", "[8,16]", "--batch_size", "16"]  # typed again, as they were
+    main(["train", "-e", str(tmp_path / "run"), "--resume", "--steps", str(steps), *same])
     assert checkpoints.read_json(tmp_path / "run", "history.json")[-1]["step"] == steps
     assert checkpoints.read_recipe(tmp_path / "run")["steps"] == steps
 

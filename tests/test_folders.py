@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def assorted(tmp_path):
     (folder / "fake.jpeg").write_text("not a jpeg at all")
     exif = b"Exif\0\0MM\0"  # cut off after its first words
     picture(60).save(folder / "exif.jpg", exif=exif)
-    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "below" / "03.png").read_bytes())
+    odd = os.fsdecode(b"caf\xe9.png") if sys.platform == "linux" else "caf\u00e9.png"  # not UTF-8
+    (folder / odd).write_bytes((folder / "below" / "03.png").read_bytes())
     return folder
 
 
@@ -113,7 +115,8 @@ def test_the_cache_is_used_and_follows_the_folder(assorted, tmp_path, monkeypatc
     for s in data.SPLITS:  # nothing moved from one split to another
         assert set(before[s]) <= set(after[s])
     kept = sorted(p.suffix for p in (tmp_path / "cache" / "images").iterdir())
-    assert kept == [".bin", ".json"]  # the older array is gone
+    if os.name != "nt":  # where what is mapped can't be deleted
+        assert kept == [".bin", ".json"]  # the older array is gone
 
 
 def test_nothing_half_written_is_left(assorted, tmp_path, monkeypatch):

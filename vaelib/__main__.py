@@ -28,6 +28,7 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one minds the files
     if resume:
         started = checkpoints.read_recipe(folder)
+        recipe = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}  # as YAML
         changed = ", ".join(k for k, v in recipe.items() if k != "steps" and v != started.get(k))
         if changed:
             raise UsageError(f"{folder} was started with another {changed}; only steps may change")
@@ -262,13 +263,11 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
     typed = {argument.split("=")[0].removeprefix("--") for argument in arguments}
     if values.get("resume"):  # the run's own recipe, but for what was typed
         values = {k: v for k, v in values.items() if k in typed | {"run_dir", "resume"}}
-    elif "steps" in typed:
-        values["pace"] = None  # of a clocked run, which had other steps
-    if not values.get("resume") and values.get(
-        "minutes"
-    ):  # what suits the time, where nothing else was typed
+    elif values.get("minutes"):  # what suits the time, where nothing else was typed
         best = best_for(values["minutes"]) | {"pace": None}
         values |= {key: value for key, value in best.items() if key not in typed}
+    elif "steps" in typed:
+        values["pace"] = None  # of a clocked run, which had other steps
     return chosen.subcommand, values
 
 

@@ -17,7 +17,7 @@ from vaelib.data import Images
 from vaelib.evaluation import elbo_terms, seen_by
 from vaelib.figures import Figure
 
-ASSETS = Path(__file__).parent.parent / "readme-assets"
+ASSETS = checkpoints.PUBLISHED.parent / "readme-assets"
 FOLDERS = {"mnist": "MNIST", "celeba": "CelebA"}  # readme-assets' folder of each data set
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
 MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
@@ -165,7 +165,7 @@ def traverse(
     else:
         order = range(model.latent_dim)
         if kl_per_dim:
-            order = torch.tensor(kl_per_dim).argsort(descending=True).tolist()
+            order = latents.order_by_kl(torch.tensor([kl_per_dim])).tolist()
         dims = list(order)[:n_samples]
         paths = torch.stack([latents.traversal(bases[0], dim, values) for dim in dims])
         labels = [f"z[{d}]" + (f"  {kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]

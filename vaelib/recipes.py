@@ -67,15 +67,8 @@ class TrainConfig:
     def __post_init__(self):
         if self.objective == "elbo" and self.n_importance != 1:
             raise ValueError(f"n_importance is {self.n_importance}; the objective elbo takes 1")
-        for name in (
-            "steps",
-            "batch_size",
-            "lr",
-            "eval_every",
-            "clip",
-            "n_importance",
-            "accumulate",
-        ):
+        above_0 = ("steps", "batch_size", "accumulate", "lr", "eval_every", "clip", "n_importance")
+        for name in above_0:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.minutes is not None and not 0 < self.minutes < math.inf:

@@ -134,7 +134,7 @@ def about(
     n, device = model.latent_dim, next(model.parameters()).device
     if kl_per_dim is None and images is not None:
         kl_per_dim = elbo_terms(model, images.subset(1000))[0].kl_per_dim.mean(0).tolist()
-    order = torch.tensor(kl_per_dim).argsort(descending=True).tolist() if kl_per_dim else range(n)
+    order = latents.order_by_kl(torch.tensor([kl_per_dim])).tolist() if kl_per_dim else range(n)
     found = {
         "name": name,
         "shape": list(model.image_shape),
