@@ -196,10 +196,11 @@ def test_manifest_is_of_the_published_files():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_weights_are_small(name):
-    assert (checkpoints.find(name) / "model.safetensors").stat().st_size < 6e6
+    most = 12e6 if name.startswith("celeba") else 6e6
+    assert (checkpoints.find(name) / "model.safetensors").stat().st_size < most
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if not n.startswith("celeba")])
 def test_val_offline_is_reproduced(name):
     """All 5,000 digits for the ELBO and the first images' bound, as `vaelib evaluate` has it."""
     block = checkpoints.read_json(name, "metrics.json")["val_offline"]

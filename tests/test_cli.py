@@ -69,9 +69,10 @@ def test_default_run_folder_is_named_by_the_time(tmp_path, monkeypatch, run):
     [
         ["--mode", "sample", "--n_samples", "9"],
         ["--mode", "interpolate", "--n_interpolate", "3", "--n_samples", "2"],
-        ["--mode", "interpolate", "--between", "prior", "--path", "spherical"],
+        ["--mode", "interpolate", "--start", "draws", "--path", "spherical"],
         ["--mode", "traverse", "--n_traverse", "5", "--traverse_range", "2"],
         ["--mode", "traverse", "--traverse_dim", "1", "--n_samples", "3"],
+        ["--mode", "traverse", "--start", "draws", "--latents", "aggregate"],
         ["--mode", "reconstruct", "--n_samples", "7"],
         ["--mode", "visualize_latent"],
         ["--mode", "manifold", "--n_samples", "5"],
@@ -88,6 +89,18 @@ def test_every_mode_draws(run, tmp_path, options, capsys):
         levels = {level for _, level in Image.open(path).convert("L").getcolors(256)}
         assert len(levels) > 20  # a picture, not a blank
     assert pictures[0] == pictures[1]  # byte for byte
+
+
+def test_without_its_images_a_model_is_traversed_from_draws(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    recipe = checkpoints.read_recipe(run) | {"data": f"images:{tmp_path / 'none'}"}
+    checkpoints.write_recipe(tmp_path / "run", recipe)
+    for mode in ("traverse", "interpolate"):
+        pictures = ["--save_dir", str(tmp_path / mode), "--mode", mode]
+        main(["sample", str(tmp_path / "run"), *pictures])
+        assert "Going on from drawn latents" in capsys.readouterr().out
+        assert len(list((tmp_path / mode).iterdir())) == 1
+    refuses(["sample", tmp_path / "run", "--mode", "reconstruct"], "none", capsys)
 
 
 def test_seed_changes_samples(run, tmp_path):
@@ -165,6 +178,8 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--resume"], "nothing to resume"),
         (["train", "--resume", "-e", run, "--lr", "1"], "another lr; only steps may change"),
         (["train", "--resume", "-e", run, "--steps", "1"], "give at least that"),
+        (["train", "--data", "mnist-5k", "--init", run], "another model than"),
+        (["train", "--data", "mnist-5k", "--init", "mnist-9d"], "no checkpoint"),
         (["evaluate", "mnist-9d", "--full"], "no checkpoint"),
         (["info", tmp_path], "is not there"),
         (["figures", "mnist-9d"], "mnist-2d"),
@@ -207,6 +222,15 @@ def test_resume_from_the_command_line(run, tmp_path):
     main(["train", "-e", str(tmp_path / "run"), "--resume", "--steps", str(steps), *same])
     assert checkpoints.read_json(tmp_path / "run", "history.json")[-1]["step"] == steps
     assert checkpoints.read_recipe(tmp_path / "run")["steps"] == steps
+
+
+def test_a_run_starts_from_another_one(run, tmp_path):
+    recipe = ["train", "-c", str(run / "train.yaml"), "--init", str(run), "--steps", "2"]
+    main([*recipe, "-e", str(tmp_path / "next"), "--lr", "1e-12"])  # so small that nothing moves
+    first, second = (checkpoints.load_checkpoint(f) for f in (run, tmp_path / "next"))
+    for name, weight in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], weight)
+    assert checkpoints.read_recipe(tmp_path / "next")["init"] == str(run)
 
 
 def test_published_recipes_are_whole():

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from vaelib import checkpoints, data, evaluation, film, gallery, training
-from vaelib.export import export
+from vaelib.export import PUBLISHED_PAGES, export
 from vaelib.models import VAE, CheckpointError
 from vaelib.recipes import best_for
 
@@ -39,15 +39,20 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     fields = training.TrainConfig.__dataclass_fields__
     config = training.TrainConfig(**{k: model_keys.pop(k) for k in fields if k in model_keys})
     name, image_size = model_keys.pop("data"), model_keys.pop("image_size", 64)
+    init = model_keys.pop("init", None)
     with PartialState().local_main_process_first():  # one process decodes, the others wait
         images = {s: data.load(name, s, image_size=image_size) for s in ("train", "val")}
     torch.manual_seed(config.seed)
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
+    if init and not resume:
+        try:
+            model.load_state_dict(checkpoints.load_checkpoint(init).state_dict())
+        except RuntimeError as error:
+            raise UsageError(f"{init} is another model than this recipe's ({error})") from error
     if first and not resume:
         checkpoints.write_recipe(folder, recipe)
-    looked = None
-    if first and model.latent_dim == 2 and images["val"].labels is not None:
-        looked = partial(film.keep_frame, model, images["val"], folder)
+    filmed = first and model.latent_dim == 2 and images["val"].labels is not None
+    looked = partial(film.keep_frame, model, images["val"], folder) if filmed else None
     history = training.fit(model, images, config, folder, resume, looked)
     if not first:
         return
@@ -71,7 +76,7 @@ def sample(
     latents: Literal["prior", "aggregate"] = "prior",
     n_samples: int | None = None,
     n_interpolate: int = 8,
-    between: Literal["images", "prior"] = "images",
+    start: Literal["images", "draws"] = "images",
     path: Literal["linear", "spherical"] = "linear",
     n_traverse: int = 11,
     traverse_range: float = 3.0,
@@ -85,12 +90,12 @@ def sample(
         name: a published checkpoint, or a run folder.
         mode: what to draw.
         seed: of every random choice: draws, images, binarisation.
-        latents: where samples come from: the prior, or a density fitted to the latents of the
-            training images.
+        latents: where latents are drawn from: the prior, or a density fitted to the latents of
+            the training images.
         n_samples: pictures (sample, reconstruct), rows (interpolate, traverse), or the side
             of the grid (manifold).
         n_interpolate: pictures in between the two ends.
-        between: interpolate between real images, or between draws from the prior.
+        start: interpolate and traverse from real images, or from drawn latents.
         path: the way from one end to the other.
         n_traverse: pictures in a traversal.
         traverse_range: from minus this to plus this, in prior standard deviations.
@@ -112,23 +117,25 @@ def sample(
     if traverse_dim is not None and not 0 <= traverse_dim < model.latent_dim:
         raise UsageError(f"--traverse_dim {traverse_dim}: {name} has 0 to {model.latent_dim - 1}")
     label, count = folder.name, {} if n_samples is None else {"n_samples": n_samples}
-    images = None
-    if mode not in ("sample", "manifold") and (mode, between) != ("interpolate", "prior"):
-        images = gallery.images_for(model, folder, fallback=True)
+    density = gallery.aggregate(model, folder) if latents == "aggregate" else None
+    drawn, images = {"seed": seed, "density": density} | count, None
+    travels = mode in ("interpolate", "traverse")
+    if mode not in ("sample", "manifold") and not (travels and start == "draws"):
+        try:
+            images = gallery.images_for(model, folder, fallback=True)
+        except data.DataError as error:
+            if not travels:
+                raise
+            print(f"{error} Going on from drawn latents.")
     if mode == "sample":
-        density = gallery.aggregate(model, folder) if latents == "aggregate" else None
-        figure = gallery.sample(model, label, seed=seed, density=density, **count)
+        figure = gallery.sample(model, label, **drawn)
     elif mode == "manifold":
         figure = gallery.manifold(model, label, n_samples or 20, spacing)
     elif mode == "interpolate":
-        figure = gallery.interpolate(
-            model, label, images, n_interpolate, path=path, seed=seed, **count
-        )
+        figure = gallery.interpolate(model, label, images, n_interpolate, path=path, **drawn)
     elif mode == "traverse":
-        figure = gallery.traverse(
-            model, label, images, checkpoints.known_kl(folder), n_traverse, traverse_range,
-            traverse_dim, seed=seed, **count,
-        )  # fmt: skip
+        kl, way = checkpoints.known_kl(folder), (n_traverse, traverse_range, traverse_dim)
+        figure = gallery.traverse(model, label, images, kl, *way, **drawn)
     elif mode == "reconstruct":
         figure = gallery.reconstruct(model, label, images, seed=seed, **count)
     else:
@@ -145,14 +152,14 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     try:
         images = gallery.images_for(model, folder, "val" if offline else "test")
     except data.DataError as error:
-        if full:
+        if full or not checkpoints.read_recipe(folder)["data"].startswith("mnist"):
             raise
         print(f"{error} Going on with the val_offline block.")
         block_name, images = "val_offline", gallery.images_for(model, folder, "val")
     block = (
         checkpoints.evaluate_fully(model, images, folder)
         if full
-        else evaluation.evaluate(model, images)
+        else evaluation.evaluate(model, images, **evaluation.quick(model))
     )
     print("\n".join(evaluation.report(block)))
     path = folder / checkpoints.METRICS
@@ -189,7 +196,7 @@ def info(name: str) -> None:
 
 
 def figures(names: list[str]) -> None:
-    """Regenerate readme-assets/ and the generated tables from the checkpoints.
+    """Regenerate readme-assets/, docs/ and the generated tables from the checkpoints.
 
     Args:
         names: published checkpoints; none: all of them.
@@ -200,6 +207,8 @@ def figures(names: list[str]) -> None:
             raise UsageError(f"no published checkpoint {name!r}; there are: {', '.join(known)}")
         for path in gallery.draw_published(name):
             print(path)
+        if (page := PUBLISHED_PAGES / f"{name}.html").exists():
+            export(name, str(page))
     checkpoints.write_tables()
 
 
@@ -225,6 +234,7 @@ def train_parser() -> ArgumentParser:
     parser.add_argument("--resume", action="store_true", help=longer)
     parser.add_argument("--data", type=str, default="mnist", help=f"one of {', '.join(data.NAMES)}")
     parser.add_argument("--image_size", type=int, default=64, help="of celeba and images:FOLDER")
+    parser.add_argument("--init", type=str | None, help="checkpoint whose weights to start from")
     parser.add_class_arguments(VAE, skip={"image_shape"})
     parser.add_class_arguments(training.TrainConfig)
     return parser

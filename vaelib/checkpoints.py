@@ -216,17 +216,20 @@ def pm(pair: list[float]) -> str:
     return f"{pair[0]:.2f} ± {pair[1]:.2f}"
 
 
-def results_table() -> str:
-    """The published checkpoints and their numbers, as Markdown, from their metrics.json."""
-    rows = [
-        "| checkpoint | D | MB | block | images | -ELBO | reconstruction | KL | active |"
-        " bound (samples) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def results_table(kind: str, every_block: bool) -> str:
+    """The published checkpoints of "digits" or "faces" and their numbers, as Markdown.
+
+    From their metrics.json: every block, or the most thorough one.
+    """
+    head = "checkpoint | D | MB | block | images | -ELBO | reconstruction | KL | active"
+    head += " | bound (samples)" + (" | bits per dim | sigma | PSNR, dB" if kind == "faces" else "")
+    rows = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
     for name in published():
         size = (find(name) / WEIGHTS).stat().st_size / 1e6
-        blocks = read_json(name, METRICS)
-        for block_name, block in blocks.items():
+        blocks = list(read_json(name, METRICS).items())  # test_full first, where there is one
+        for block_name, block in blocks if every_block else blocks[:1]:
+            if (kind == "faces") != ("psnr" in block):
+                continue
             bound, n = block["bound"], block["n_images"]
             of = ""
             if bound["n_images"] != n:
@@ -239,17 +242,26 @@ def results_table() -> str:
                 block["active_units"],
                 f"{pm(bound['neg_log_px'])} ({bound['n_importance']:,}{of})",
             ]  # fmt: skip
+            if kind == "faces":
+                cells += [
+                    f"{block['bits_per_dim']:.3f}",
+                    f"{block['sigma']:.4f}",
+                    pm(block["psnr"]),
+                ]
             rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 
 
 def write_tables() -> None:
-    """Put the table of results between its markers, in README.md and checkpoints/README.md."""
-    begin, end = "<!-- results: written by `vaelib figures` -->", "<!-- end of results -->"
+    """Put the tables of results between their markers, in README.md and checkpoints/README.md."""
     for path in (PUBLISHED.parent / "README.md", PUBLISHED / "README.md"):
         text = path.read_text(encoding="utf-8")
-        before, after = text.split(begin)[0], text.split(end)[1]
-        write_text(path, f"{before}{begin}\n{results_table()}\n{end}{after}")
+        for kind in ("digits", "faces"):
+            begin, end = f"<!-- {kind}: written by `vaelib figures` -->", f"<!-- end of {kind} -->"
+            before, after = text.split(begin)[0], text.split(end)[1]
+            table = results_table(kind, path.parent == PUBLISHED)
+            text = f"{before}{begin}\n{table}\n{end}{after}"
+        write_text(path, text)
 
 
 def _fetch(name: str) -> Path:

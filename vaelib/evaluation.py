@@ -34,7 +34,7 @@ def seen_by(model, images: Tensor, generator: torch.Generator | None = None) -> 
 
 @torch.inference_mode()
 def elbo_terms(
-    model, images: Images, seed: int = 0, batch: int = 500, objective=elbo, draws: tuple = ()
+    model, images: Images, seed: int = 0, batch: int = 100, objective=elbo, draws: tuple = ()
 ) -> tuple[Terms, Normal]:
     """One-sample ELBO terms of every image (or another objective's), and its q(z | x).
 
@@ -120,6 +120,12 @@ def mean_and_error(values: Tensor) -> list[float]:
     return [round(float(values.double().mean()), 4), round(float(error), 4)]
 
 
+def quick(model) -> dict:
+    """How much of the bound a quick block has: less for images above 32x32, which take longer."""
+    small = math.prod(model.image_shape[1:]) <= 32 * 32
+    return {"n_importance": 500 if small else 100, "n_bound_images": 1000 if small else 200}
+
+
 def evaluate(
     model,
     images: Images,
@@ -180,7 +186,7 @@ def evaluate(
 
 
 @torch.inference_mode()
-def psnr(model, images: Images, q_z: Normal, batch: int = 500) -> Tensor:
+def psnr(model, images: Images, q_z: Normal, batch: int = 100) -> Tensor:
     """Peak signal-to-noise ratio of each image's reconstruction from the mean of q(z | x).
 
     10 log10(255^2 / mean squared error), with the mean of p(x | z) put back on 0 to 255.

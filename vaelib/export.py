@@ -21,7 +21,9 @@ INTRO = (
     "Move a slider, and the decoder of this variational autoencoder draws what belongs to that "
     "point of its latent space. The network runs here, in your browser: the page works offline."
 )
+TERMS = {"celeba": " Learned from CelebA: for non-commercial research only."}  # by data set
 SOURCES = Path(__file__).parent / "explorer"
+PUBLISHED_PAGES = checkpoints.PUBLISHED.parent / "docs"  # as a static host serves them
 # what decoder.js needs to know of a module, beside its parameters and children
 FACTS = {
     "Linear": ("in_features", "out_features"),
@@ -87,7 +89,9 @@ def export(name: str, output: str = "explorer.html") -> None:
     about = widgets.about(
         model, folder.name, images, checkpoints.known_kl(folder), n_starts, ways, draws
     )
-    size = write_page(model, about, INTRO, Path(output))
+    recipe = checkpoints.read_recipe(folder) if (folder / checkpoints.RECIPE).exists() else {}
+    terms = TERMS.get(recipe.get("data"), "")
+    size = write_page(model, about, INTRO + terms, Path(output))
     print(f"{output}: {size / 1e6:.2f} MB; open it in a browser")
 
 

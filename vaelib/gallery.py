@@ -93,9 +93,15 @@ def decode(model, z: Tensor) -> Tensor:
     return model.decode(z).mean
 
 
-def prior_draws(model, n: int, seed: int) -> Tensor:
-    """z ~ N(0, I). Shapes: -> (n, D)."""
-    return torch.randn(n, model.latent_dim, generator=torch.Generator().manual_seed(seed))
+def draws(model, n: int, seed: int, density: MixtureSameFamily | None = None) -> tuple[Tensor, str]:
+    """Latents to start from, and what to call one: of the prior, or of a density fitted to latents.
+
+    Shapes: -> (n, D).
+    """
+    if density is not None:
+        return latents.draw(density, n, seed), "draw from the fitted density"
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, model.latent_dim, generator=generator), "prior draw"
 
 
 @torch.inference_mode()
@@ -114,19 +120,19 @@ def sample(
     model, name: str, n_samples: int = 64, seed: int = 0, density: MixtureSameFamily | None = None
 ) -> Figure:
     """Decoded draws from the prior, or from a density fitted to latents."""
-    z, source = prior_draws(model, n_samples, seed), "z ~ N(0, I)"
-    if density is not None:
-        z, source = latents.draw(density, n_samples, seed), "z ~ density fitted to q(z | x)"
-    return figures.samples(decode(model, z), f"{name}: {n_samples} samples, {source}")
+    z, _ = draws(model, n_samples, seed, density)
+    source = "N(0, I)" if density is None else "density fitted to q(z | x)"
+    return figures.samples(decode(model, z), f"{name}: {n_samples} samples, z ~ {source}")
 
 
 def interpolate(
     model, name: str, images: Images | None, n_interpolate: int = 8, n_samples: int = 6,
     path: Literal["linear", "spherical"] = "linear", seed: int = 0,
+    density: MixtureSameFamily | None = None,
 ) -> Figure:  # fmt: skip
-    """Paths between pairs of real images, or of prior draws when `images` is None."""
+    """Paths between pairs of real images, or of `draws` when `images` is None."""
     if images is None:
-        x, z = None, prior_draws(model, 2 * n_samples, seed)
+        x, (z, ends) = None, draws(model, 2 * n_samples, seed, density)
     else:
         if len(images) < 2:
             raise ValueError(f"{images.title} has {len(images)} images; interpolation needs two")
@@ -136,7 +142,7 @@ def interpolate(
     paths = torch.stack([walk(z[i], z[i + 1], n_interpolate + 2) for i in range(0, len(z), 2)])
     pictures = decode(model, paths)  # (n_samples, n_interpolate + 2, C, H, W)
     if x is None:
-        title = f"{name}: {path} interpolation between prior draws"
+        title = f"{name}: {path} interpolation, each end a {ends}"
         return figures.image_grid(pictures.flatten(0, 1), pictures.shape[1], title)
     title = f"{name}: {path} interpolation between {images.things} of {images.title}"
     return figures.interpolations(x[::2], pictures, x[1::2], title)
@@ -145,20 +151,19 @@ def interpolate(
 def traverse(
     model, name: str, images: Images | None, kl_per_dim: list[float] | None,
     n_traverse: int = 11, traverse_range: float = 3.0, traverse_dim: int | None = None,
-    n_samples: int = 8, seed: int = 0,
+    n_samples: int = 8, seed: int = 0, density: MixtureSameFamily | None = None,
 ) -> Figure:  # fmt: skip
     """One latent dimension moved, the others kept.
 
     With `traverse_dim`, that dimension for `n_samples` images; without, the `n_samples`
-    dimensions that carry most nats for one image. Prior draws where there are no images.
+    dimensions that carry most nats for one image. `draws` where there are no images.
     """
     values = torch.linspace(-traverse_range, traverse_range, n_traverse)
     n_bases = n_samples if traverse_dim is not None else 1
     if images is None:
-        bases = prior_draws(model, n_bases, seed)
+        bases, start = draws(model, n_bases, seed, density)
     else:
-        bases = encode_some(model, images, n_bases, seed)[1]
-    start = "prior draw" if images is None else f"image of {images.title}"
+        bases, start = encode_some(model, images, n_bases, seed)[1], f"image of {images.title}"
     if traverse_dim is not None:
         paths = torch.stack([latents.traversal(z, traverse_dim, values) for z in bases])
         title, labels = f"{name}: z[{traverse_dim}] traversed, one {start} a row", None
