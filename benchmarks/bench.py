@@ -200,12 +200,16 @@ def scaling(
         images = vaelib.data.Images("noise", "train", array)
         net = vaelib.VAE(image_shape=shape, **{"latent_dim": 32} | model)
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        mapped = psutil.Process().memory_info().shared / 1e6
         clock = {"steps": steps, "eval_every": steps // 4} if steps else {"minutes": 0.15}
         config = vaelib.TrainConfig(batch_size=batch_size, **clock)
         history = vaelib.fit(net, {"train": images, "val": images.subset(64)}, config)
+        mapped = psutil.Process().memory_info().shared / 1e6 - mapped
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     speed = statistics.median(history.column("images_per_s")[1:])
-    return {"images_per_s": speed, "memory_mb": memory, "before_mb": held}
+    return {
+        "images_per_s": speed, "memory_mb": memory, "before_mb": held, "mapped_mb": mapped
+    }  # fmt: skip
 
 
 WORKERS = {f.__name__: f for f in (nats, throughput, peak, work, latency, scaling)}
@@ -288,8 +292,9 @@ def scales(full: bool) -> dict:
     runs |= {f"widths {w}-{2 * w}": {"widths": (w, 2 * w)} for w in (16, 32, 64, 128)}
     faces = {"channels": 3, "widths": (32, 64, 128)}
     runs |= {f"size {s}": {"size": s, **faces} for s in (32, 64, 128)}
-    counts = (2_000, 20_000, 202_599) if full else (2_000, 20_000)
-    runs |= {f"images {n}": {"size": 64, "n_images": n, **faces} for n in counts}
+    runs |= {
+        f"images {n:,}": {"size": 64, "n_images": n, **faces} for n in (2_000, 20_000, 202_599)
+    }
     found = {name: measure("scaling", **run) for name, run in runs.items()}
     one = runs["batch 256"]
     steps = 4 * max(1, round(2 * found["batch 256"]["images_per_s"] / 256))  # eight seconds

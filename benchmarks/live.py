@@ -103,7 +103,7 @@ def main() -> None:
         run_all(page, address, "07-live-sliders.ipynb", ".vae-map .vae-mark")
         page.wait_for_timeout(10_000)
         for name, explorer in zip(
-            ("mnist-50d", "mnist-2d"), page.locator(".vae-explorer").all(), strict=True
+            ("mnist-50d", "mnist-2d", "celeba-64"), page.locator(".vae-explorer").all(), strict=True
         ):
             explorer.scroll_into_view_if_needed()
             slider = explorer.locator(".vae-right input[type=range]").first

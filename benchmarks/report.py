@@ -95,10 +95,10 @@ def latency_table(found: dict) -> str:
 def scaling_table(found: dict) -> str:
     rows = [
         [name, f"{run['images_per_s']:,.0f}", f"{run['before_mb']:,.0f}",
-         f"{run['memory_mb'] - run['before_mb']:,.0f}", f"{run['foreign']:.2f}"]
+         f"{run['memory_mb'] - run['before_mb']:,.0f}", f"{run['mapped_mb']:,.0f}", load_of([run])]
         for name, run in found.items()
     ]  # fmt: skip
-    head = ["", "images/s", "MB before training", "MB more in training", "foreign load"]
+    head = ["", "images/s", "MB before", "MB more in training", "of them mapped", "foreign load"]
     return table(head, rows)
 
 

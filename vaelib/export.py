@@ -12,16 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vaelib import checkpoints, gallery, latents
+from vaelib import checkpoints
 from vaelib.checkpoints import write_text
-from vaelib.folders import DataError
 from vaelib.likelihoods import LIKELIHOODS
 
 INTRO = (
     "Move a slider, and the decoder of this variational autoencoder draws what belongs to that "
     "point of its latent space. The network runs here, in your browser: the page works offline."
 )
-TERMS = {"celeba": " Learned from CelebA: for non-commercial research only."}  # by data set
 SOURCES = Path(__file__).parent / "explorer"
 PUBLISHED_PAGES = checkpoints.PUBLISHED.parent / "docs"  # as a static host serves them
 # what decoder.js needs to know of a module, beside its parameters and children
@@ -72,26 +70,8 @@ def export(name: str, output: str = "explorer.html") -> None:
     """
     from vaelib import widgets  # which other commands need not wait for
 
-    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
-    try:
-        images = gallery.images_for(model, folder, fallback=True)
-    except (DataError, checkpoints.CheckpointError) as error:
-        print(f"{error} The page has no images to start from.")
-        images = None
-    fitted = checkpoints.kept_tensors(folder, checkpoints.LATENTS)
-    draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
-    ways = None
-    if checkpoints.kept_tensors(folder, checkpoints.ATTRIBUTES):
-        table = gallery.attributes(model, folder)
-        ways = {key: table[key]["directions"][0] for key in gallery.SHOWN if key in table}
-    # faces may not be passed on: their page starts from draws
-    n_starts = 0 if images is None or images.name == "celeba" else 12
-    about = widgets.about(
-        model, folder.name, images, checkpoints.known_kl(folder), n_starts, ways, draws
-    )
-    recipe = checkpoints.read_recipe(folder) if (folder / checkpoints.RECIPE).exists() else {}
-    terms = TERMS.get(recipe.get("data"), "")
-    size = write_page(model, about, INTRO + terms, Path(output))
+    model, about = widgets.of_checkpoint(name)
+    size = write_page(model, about, INTRO, Path(output))
     print(f"{output}: {size / 1e6:.2f} MB; open it in a browser")
 
 

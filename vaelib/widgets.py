@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from vaelib import figures, latents
-from vaelib.data import Images
+from vaelib import checkpoints, figures, gallery, latents
+from vaelib.data import DataError, Images
 from vaelib.evaluation import elbo_terms, seen_by
 
 SOURCES = Path(__file__).parent / "explorer"
+CELEBA = "Learned from CelebA: for non-commercial research only."
 
 
 @torch.inference_mode()
@@ -171,6 +172,30 @@ def about(
     if draws is not None:
         found["draws"] = rounded(draws)
     return found
+
+
+def of_checkpoint(name: str) -> tuple[torch.nn.Module, dict]:
+    """A checkpoint's model, and `about` with its images and all that is kept beside its weights.
+
+    Where its data is not at hand, that is said, and the explorer has no images to start from.
+    """
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    try:
+        images = gallery.images_for(model, folder, fallback=True)
+    except (DataError, checkpoints.CheckpointError) as error:
+        print(f"{error} Going on without images to start from.")
+        images = None
+    fitted = checkpoints.kept_tensors(folder, checkpoints.LATENTS)
+    draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
+    ways = None
+    if checkpoints.kept_tensors(folder, checkpoints.ATTRIBUTES):
+        table = gallery.attributes(model, folder)
+        ways = {key: table[key]["directions"][0] for key in gallery.SHOWN if key in table}
+    recipe = checkpoints.read_recipe(folder) if (folder / checkpoints.RECIPE).exists() else {}
+    terms = {"terms": CELEBA} if recipe.get("data") == "celeba" else {}
+    # images that may not be passed on, as a page does, are not there to start from
+    n_starts, kl_per_dim = 0 if terms else 12, checkpoints.known_kl(folder)
+    return model, terms | about(model, folder.name, images, kl_per_dim, n_starts, ways, draws)
 
 
 class LatentExplorer(anywidget.AnyWidget):

@@ -3,7 +3,7 @@
 //
 // about: {name, shape: [C, H, W], dims: [{dim, nats}], limit, points?: {z, labels},
 //         manifold?: URL, starts?: [{label, z, picture: URL}], directions?: [{name, v}],
-//         draws?: [z]}
+//         draws?: [z], terms?: text}
 
 const COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc",
   "#ca9161", "#fbafe4", "#949494", "#b8a800", "#56b4e9"];
@@ -193,6 +193,8 @@ function mount(root, about, decode, inFlight = 1) {
       add(start, "img", { src: picture, alt: label });
     }
   }
+
+  if (about.terms) add(right, "p", { class: "vae-terms" }, about.terms);
 
   function go(z) {
     base.set(z);
