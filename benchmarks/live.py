@@ -1,4 +1,5 @@
-"""How live the sliders are: notebook 07 in a real browser, a key held and a pointer dragged.
+"""How live the sliders are: notebook 07 in a real browser, a key held and a pointer dragged;
+and how long a picture takes in the pages without Python.
 
     python benchmarks/live.py
 
@@ -89,16 +90,41 @@ def measure(page, explorer, move, seconds: float = 5.0) -> tuple[float, float, l
     return n / spent, len(waits) / spent, waits
 
 
+DECODE = """() => {
+    const net = attach(page.net, unpack(page.weights)), n = page.about.dims.length;
+    return Array.from({ length: 60 }, () => {
+        const z = Float32Array.from({ length: n }, () => 2 * Math.random() - 1);
+        const began = performance.now();
+        toBytes(run(net, { data: z, shape: [n] }), page.likelihood);
+        return performance.now() - began;
+    });
+}"""
+
+
+def pages(browser) -> None:
+    """Milliseconds from z to bytes in each page of docs/, the first ten pictures aside."""
+    print("| page | MB | median ms | 95 % ms |")
+    print("|---|---|---|---|")
+    for path in sorted((ROOT / "docs").glob("*-*.html")):
+        page = browser.new_page()
+        page.goto(path.as_uri())
+        times = sorted(page.evaluate(DECODE)[10:])
+        page.close()
+        size = path.stat().st_size / 1e6
+        print(f"| {path.stem} | {size:.2f} | {times[25]:.1f} | {times[47]:.1f} |")
+
+
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
-    print("| model | control | positions/s | pictures/s | median ms | 95 % ms |")
-    print("|---|---|---|---|---|---|")
     with (
         lab(ROOT / "notebooks") as address,
         sync_playwright() as p,
         p.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser,
     ):
+        pages(browser)
+        print("\n| model | control | positions/s | pictures/s | median ms | 95 % ms |")
+        print("|---|---|---|---|---|---|")
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         run_all(page, address, "07-live-sliders.ipynb", ".vae-map .vae-mark")
         page.wait_for_timeout(10_000)
