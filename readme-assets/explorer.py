@@ -41,7 +41,10 @@ def main() -> None:
         chart = page.locator(".vae-map canvas").bounding_box()
         for i in range(N_FRAMES):
             share = place(i / N_FRAMES)
-            x, y = (chart[a] + s * chart[b] for a, b, s in zip("xy", ("width", "height"), share))
+            x, y = (
+                chart[a] + s * chart[b]
+                for a, b, s in zip("xy", ("width", "height"), share, strict=True)
+            )
             page.mouse.move(x, y)
             page.mouse.down()
             page.wait_for_timeout(120)

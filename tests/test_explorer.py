@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -311,6 +312,22 @@ def test_any_model_gets_a_page_and_a_widget(tmp_path, shape, latent_dim):
         mean = model.decode(torch.ones(1, latent_dim)).mean[0]
     shown = torch.frombuffer(bytearray(picture), dtype=torch.uint8).reshape(shape)
     assert (shown / 255 - mean.clamp(0, 1)).abs().max() <= 0.51 / 255
+
+
+def test_without_anywidget_there_are_plain_sliders():
+    script = """
+import sys
+sys.modules["anywidget"] = None
+from vaelib import models, widgets
+model = models.VAE(latent_dim=12, widths=(4,)).eval()
+box = widgets.LatentExplorer(model, widgets.about(model, "m", None, [float(d) for d in range(12)]))
+sliders, image, trouble = box.children
+assert [s.description for s in sliders.children][:2] == ["z[11]", "z[10]"], sliders.children
+before = image.value
+sliders.children[0].value = 3.0
+assert image.value != before and trouble.value == ""
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):

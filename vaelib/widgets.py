@@ -4,7 +4,6 @@ import base64
 import io
 from pathlib import Path
 
-import anywidget
 import ipywidgets
 import torch
 import traitlets
@@ -16,6 +15,11 @@ from torchvision.transforms.functional import to_pil_image
 from vaelib import checkpoints, figures, gallery, latents
 from vaelib.data import DataError, Images
 from vaelib.evaluation import elbo_terms, seen_by
+
+try:
+    import anywidget
+except ImportError:  # a hosted notebook may not have it
+    anywidget = None
 
 SOURCES = Path(__file__).parent / "explorer"
 CELEBA = "Learned from CelebA: for non-commercial research only."
@@ -198,26 +202,37 @@ def of_checkpoint(name: str) -> tuple[torch.nn.Module, dict]:
     return model, terms | about(model, folder.name, images, kl_per_dim, n_starts, ways, draws)
 
 
-class LatentExplorer(anywidget.AnyWidget):
-    """The explorer in a notebook: drag, and the kernel decodes as fast as it can.
+if anywidget is None:
 
-    Takes a model and what `about` says of it. Up to three requests are on their way at once
-    (explorer/widget.js), so that the picture does not wait for acknowledgements.
-    """
+    def LatentExplorer(model, about: dict) -> ipywidgets.HBox:
+        """Plain sliders in place of the explorer, where anywidget is not installed."""
+        dims = [d["dim"] for d in about["dims"][:10]]
+        return latent_sliders(model, dims=dims, limit=about["limit"])
 
-    _esm = "\n".join((SOURCES / f"{part}.js").read_text("utf-8") for part in ("explorer", "widget"))
-    _css = (SOURCES / "explorer.css").read_text("utf-8")
-    about = traitlets.Dict().tag(sync=True)
+else:
 
-    def __init__(self, model, about: dict):
-        super().__init__(about=about)
-        self._model = model
-        self.on_msg(self._answer)
+    class LatentExplorer(anywidget.AnyWidget):
+        """The explorer in a notebook: drag, and the kernel decodes as fast as it can.
 
-    def _answer(self, _, request: dict, __) -> None:
-        to = {key: request[key] for key in ("number", "view")}
-        try:
-            picture = pixels(self._model, torch.tensor(request["z"], dtype=torch.float32))
-            self.send(to, buffers=[picture])
-        except Exception as error:  # whatever it is, it is shown beside the sliders
-            self.send(to | {"error": f"{type(error).__name__}: {error}"})
+        Takes a model and what `about` says of it. Up to three requests are on their way at once
+        (explorer/widget.js), so that the picture does not wait for acknowledgements.
+        """
+
+        _esm = "\n".join(
+            (SOURCES / f"{part}.js").read_text("utf-8") for part in ("explorer", "widget")
+        )
+        _css = (SOURCES / "explorer.css").read_text("utf-8")
+        about = traitlets.Dict().tag(sync=True)
+
+        def __init__(self, model, about: dict):
+            super().__init__(about=about)
+            self._model = model
+            self.on_msg(self._answer)
+
+        def _answer(self, _, request: dict, __) -> None:
+            to = {key: request[key] for key in ("number", "view")}
+            try:
+                picture = pixels(self._model, torch.tensor(request["z"], dtype=torch.float32))
+                self.send(to, buffers=[picture])
+            except Exception as error:  # whatever it is, it is shown beside the sliders
+                self.send(to | {"error": f"{type(error).__name__}: {error}"})
