@@ -1,5 +1,5 @@
 # make lab: open the walkthrough; make test: run everything; make figures: redraw every picture;
-# make bench: measure speed (20 minutes), make bench-full: all of it (2 hours)
+# make bench: measure speed (25 minutes), make bench-full: all of it (2 hours)
 PYTHON ?= python3
 BIN = .venv/bin
 ROOT = $(shell test "$$(id -u)" = 0 && echo --allow-root)

@@ -184,22 +184,24 @@ def of_checkpoint(name: str) -> tuple[torch.nn.Module, dict]:
     Where its data is not at hand, that is said, and the explorer has no images to start from.
     """
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
-    try:
-        images = gallery.images_for(model, folder, fallback=True)
-    except (DataError, checkpoints.CheckpointError) as error:
-        print(f"{error} Going on without images to start from.")
-        images = None
+    recipe = checkpoints.read_recipe(folder) if (folder / checkpoints.RECIPE).exists() else {}
+    images = None
+    if recipe.get("data") == "celeba":  # its images may not be passed on, as a page would do
+        terms = {"terms": CELEBA}
+    else:
+        terms = {}
+        try:
+            images = gallery.images_for(model, folder, fallback=True)
+        except (DataError, checkpoints.CheckpointError) as error:
+            print(f"{error} Going on without images to start from.")
     fitted = checkpoints.kept_tensors(folder, checkpoints.LATENTS)
     draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
     ways = None
     if checkpoints.kept_tensors(folder, checkpoints.ATTRIBUTES):
         table = gallery.attributes(model, folder)
         ways = {key: table[key]["directions"][0] for key in gallery.SHOWN if key in table}
-    recipe = checkpoints.read_recipe(folder) if (folder / checkpoints.RECIPE).exists() else {}
-    terms = {"terms": CELEBA} if recipe.get("data") == "celeba" else {}
-    # images that may not be passed on, as a page does, are not there to start from
-    n_starts, kl_per_dim = 0 if terms else 12, checkpoints.known_kl(folder)
-    return model, terms | about(model, folder.name, images, kl_per_dim, n_starts, ways, draws)
+    kl_per_dim = checkpoints.known_kl(folder)
+    return model, terms | about(model, folder.name, images, kl_per_dim, 12, ways, draws)
 
 
 if anywidget is None:
