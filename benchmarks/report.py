@@ -20,6 +20,8 @@ def table(head: list[str], rows: list[list]) -> str:
 
 def spread(values: list[float], form: str = ".1f") -> str:
     """Mean, and lowest to highest where there are several."""
+    if not values:
+        return ""
     if len(values) == 1:
         return format(values[0], form)
     return f"{mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
@@ -35,10 +37,11 @@ def nats_table(found: dict) -> str:
     rows = []
     cold = found["cold 60"]
     for seconds in sorted({int(key.split()[1]) for key in found}):
-        plain, ours = (found[f"{who} {seconds}"] for who in ("plain", "vaelib"))
+        plain, ours = (found.get(f"{who} {seconds}", []) for who in ("plain", "vaelib"))
         values = [[run["nats"] for run in runs] for runs in (plain, ours)]
+        better = f"{mean(values[0]) - mean(values[1]):.1f}" if plain else ""
         rows.append(
-            [seconds, *[spread(v) for v in values], f"{mean(values[0]) - mean(values[1]):.1f}",
+            [seconds, *[spread(v) for v in values], better,
              round(mean(run["steps"] for run in ours)), load_of(plain + ours)]
         )  # fmt: skip
     head = ["seconds", "plain, nats", "vaelib, nats", "better by", "steps", "foreign load, cores"]

@@ -219,7 +219,7 @@ def attribute_steps(
         z = model.encode(x).loc[0]  # (D,)
     paths = torch.stack([z + strengths.unsqueeze(1) * way for way in directions.values()])
     labels = [key.replace("_", " ").lower() for key in directions]
-    title = f"{name}: one of the {images.things} of {images.title}, moved along attributes"
+    title = f"{name}: one of {images.title}, along attributes"
     return figures.traversals(decode(model, paths), strengths, labels, title)
 
 
