@@ -6,6 +6,7 @@ a hundred axes, and gives the same picture.
 
 import io
 import math
+import textwrap
 
 import matplotlib.figure
 import numpy as np
@@ -54,12 +55,14 @@ def image_grid(
     height, width = (size + gap for size in images.shape[-2:])
     n_rows = math.ceil(len(images) / n_columns)
     beside = 0.09 * max(map(len, row_labels)) if row_labels else 0.0  # inches for the labels
-    above = 0.32 * bool(title) + 0.22 * bool(column_labels)
-    size = (n_columns * inches + beside, n_rows * inches * height / width + above)
-    figure = Figure((max(size[0], 3.2), size[1]), layout="constrained")
+    across = max(n_columns * inches, 3.2 - beside)
+    lines = textwrap.wrap(title, int(14 * across))  # 14 letters an inch
+    above = 0.18 * bool(title) + 0.14 * len(lines) + 0.22 * bool(column_labels)
+    size = (across + beside, n_rows * inches * height / width + above)
+    figure = Figure(size, layout="constrained")
     axes = figure.subplots()
     axes.imshow(page, interpolation="nearest")
-    axes.set_title(title, fontsize=9)
+    axes.set_title("\n".join(lines), fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
     axes.set_yticks(
