@@ -134,8 +134,11 @@ def main() -> None:
             explorer.scroll_into_view_if_needed()
             slider = explorer.locator(".vae-right input[type=range]").first
 
-            def key(n, slider=slider):
-                slider.press("ArrowRight" if n // 100 % 2 == 0 else "ArrowLeft")
+            slider.focus()
+
+            def key(n):
+                page.keyboard.press("ArrowRight" if n // 100 % 2 == 0 else "ArrowLeft")
+                page.wait_for_timeout(20)  # as a key that is held repeats, 30 to 40 times a second
 
             found = {"key held": measure(page, explorer, key)}
             box = slider.bounding_box()
