@@ -13,7 +13,7 @@ from servers import refused, serving, silent
 from vaelib import checkpoints, data, evaluation
 from vaelib.models import VAE, CheckpointError
 
-PUBLISHED = ["mnist-2d", "mnist-50d"]
+PUBLISHED = sorted(path.parent.name for path in checkpoints.PUBLISHED.glob("*/config.json"))
 
 
 @pytest.fixture
