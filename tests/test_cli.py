@@ -179,7 +179,7 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--resume", "-e", run, "--lr", "1"], "another lr; only steps may change"),
         (["train", "--resume", "-e", run, "--steps", "1"], "give at least that"),
         (["train", "--data", "mnist-5k", "--init", run], "another model than"),
-        (["train", "--data", "mnist-5k", "--init", "mnist-9d"], "no checkpoint"),
+        (["train", "--data", "mnist-5k", "--init", "mnist-9d"], "vaelib: no checkpoint"),
         (["evaluate", "mnist-9d", "--full"], "no checkpoint"),
         (["info", tmp_path], "is not there"),
         (["figures", "mnist-9d"], "mnist-2d"),

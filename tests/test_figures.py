@@ -192,3 +192,10 @@ def test_attribute_directions_of_two_gaussians():
         latents.auc(torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([True, True, False, False]))
         == 0.875
     )
+
+
+def test_both_loss_curves_stay_inside_the_axes():
+    step = {"train_elbo": 16_000.0, "val_elbo": 15_000.0, "val_kl": 300.0}  # a density: above 0
+    left = figures.loss_curve([step | {"step": n} for n in (1, 2)]).axes[0]
+    bottom, top = left.get_ylim()
+    assert all(bottom < y < top for line in left.lines for y in line.get_ydata())

@@ -45,10 +45,10 @@ def train(run_dir: str | None, resume: bool, **recipe) -> None:
     torch.manual_seed(config.seed)
     model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
     if init and not resume:
-        try:
-            model.load_state_dict(checkpoints.load_checkpoint(init).state_dict())
-        except RuntimeError as error:
-            raise UsageError(f"{init} is another model than this recipe's ({error})") from error
+        weights, own = checkpoints.load_checkpoint(init).state_dict(), model.state_dict()
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
+            raise UsageError(f"{init} is another model than this one: take the keys of its recipe")
+        model.load_state_dict(weights)
     if first and not resume:
         checkpoints.write_recipe(folder, recipe)
     filmed = first and model.latent_dim == 2 and images["val"].labels is not None

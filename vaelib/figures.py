@@ -193,7 +193,7 @@ def loss_curve(rows: list[dict], title: str = "") -> Figure:
     steps = [row["step"] for row in rows]
     for name, colour, style in (("train", BLUE, "-"), ("val", ORANGE, "--")):
         left.plot(steps, [-row[f"{name}_elbo"] for row in rows], style, color=colour, label=name)
-    lowest = min(-row["val_elbo"] for row in rows)
+    lowest = min(-row[key] for row in rows for key in ("train_elbo", "val_elbo"))
     reach = max(22, 0.1 * abs(lowest))
     left.set(ylim=(lowest - reach / 11, lowest + reach), ylabel="-ELBO (nats per image)")
     left.set_xlabel("step")
