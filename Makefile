@@ -2,10 +2,10 @@
 # make bench: measure speed (25 minutes), make bench-full: all of it (2 hours)
 PYTHON ?= python3
 BIN = .venv/bin
-ROOT = $(shell test "$$(id -u)" = 0 && echo --allow-root)
 
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
 lab: .venv/ready
-	$(BIN)/jupyter lab $(ROOT) notebooks/00-start-here.ipynb
+	$(BIN)/jupyter lab notebooks/00-start-here.ipynb
 
 # two workers with one thread each: threads of two workers on one core wait for each other
 test: export OMP_NUM_THREADS = 1

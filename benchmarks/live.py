@@ -3,9 +3,9 @@ and how long a picture takes in the pages without Python.
 
     python benchmarks/live.py
 
-Starts a stock JupyterLab, runs the notebook in headless Chromium (the system's, by Playwright
-for Python), moves a control for some seconds and notes, for every picture that reaches the
-canvas, the milliseconds since the control was where the picture shows it.
+Starts JupyterLab, as it comes and as `make lab` does, runs the notebook in headless Chromium
+(the system's, by Playwright for Python), moves a control for some seconds and notes, for every
+picture that reaches the canvas, the milliseconds since the control was where it shows it.
 """
 
 import contextlib
@@ -31,8 +31,11 @@ FLAGS = [
 
 
 @contextlib.contextmanager
-def lab(folder: Path):
-    """The address of a JupyterLab that serves `folder`, as it comes but for its token."""
+def lab(folder: Path, settings: str = ""):
+    """The address of a JupyterLab that serves `folder`, as it comes but for its token.
+
+    `settings` is a folder of further ones, as `make lab` has.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,6 +46,7 @@ def lab(folder: Path):
     # what is shown must not depend on news, settings or workspaces of whoever runs this
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {"JUPYTER_CONFIG_DIR": home, "JUPYTERLAB_WORKSPACES_DIR": home}
+        environment["JUPYTER_CONFIG_PATH"] = settings
         server = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -114,50 +118,59 @@ def pages(browser) -> None:
         print(f"| {path.stem} | {size:.2f} | {times[25]:.1f} | {times[47]:.1f} |")
 
 
+def sliders(browser, address: str) -> dict[tuple[str, str], tuple]:
+    """What `measure` says of each model in notebook 07 and each control."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    run_all(page, address, "07-live-sliders.ipynb", ".vae-map .vae-mark")
+    page.wait_for_timeout(10_000)
+    found = {}
+    for name, explorer in zip(
+        ("mnist-50d", "mnist-2d", "celeba-64"), page.locator(".vae-explorer").all(), strict=True
+    ):
+        explorer.scroll_into_view_if_needed()
+        slider = explorer.locator(".vae-right input[type=range]").first
+        slider.focus()
+
+        def key(n):  # held: it goes down again and again, 30 to 40 times a second
+            page.keyboard.down("ArrowRight" if n // 100 % 2 == 0 else "ArrowLeft")
+            page.wait_for_timeout(20)
+
+        found[name, "key held"] = measure(page, explorer, key)
+        page.keyboard.up("ArrowRight")
+        page.keyboard.up("ArrowLeft")
+        box = slider.bounding_box()
+        middle = box["y"] + box["height"] / 2
+
+        def drag(n, box=box, middle=middle):
+            share = 0.05 + 0.009 * abs(n % 200 - 100)  # there and back
+            page.mouse.move(box["x"] + share * box["width"], middle)
+
+        drag(0)
+        page.mouse.down()
+        found[name, "pointer dragged"] = measure(page, explorer, drag)
+        page.mouse.up()
+    return found
+
+
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
+    servers = {"stock": "", "`make lab`": str(ROOT / "jupyter")}
     with (
-        lab(ROOT / "notebooks") as address,
         sync_playwright() as p,
         p.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser,
     ):
         pages(browser)
-        print("\n| model | control | positions/s | pictures/s | median ms | 95 % ms |")
-        print("|---|---|---|---|---|---|")
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        run_all(page, address, "07-live-sliders.ipynb", ".vae-map .vae-mark")
-        page.wait_for_timeout(10_000)
-        for name, explorer in zip(
-            ("mnist-50d", "mnist-2d", "celeba-64"), page.locator(".vae-explorer").all(), strict=True
-        ):
-            explorer.scroll_into_view_if_needed()
-            slider = explorer.locator(".vae-right input[type=range]").first
-
-            slider.focus()
-
-            def key(n):
-                page.keyboard.press("ArrowRight" if n // 100 % 2 == 0 else "ArrowLeft")
-                page.wait_for_timeout(20)  # as a key that is held repeats, 30 to 40 times a second
-
-            found = {"key held": measure(page, explorer, key)}
-            box = slider.bounding_box()
-            middle = box["y"] + box["height"] / 2
-
-            def drag(n, box=box, middle=middle):
-                share = 0.05 + 0.009 * abs(n % 200 - 100)  # there and back
-                page.mouse.move(box["x"] + share * box["width"], middle)
-
-            drag(0)
-            page.mouse.down()
-            found["pointer dragged"] = measure(page, explorer, drag)
-            page.mouse.up()
-            for control, (moves, rate, waits) in found.items():
-                late = sorted(waits)[int(0.95 * len(waits))]
-                print(
-                    f"| {name} | {control} | {moves:.0f} | {rate:.0f} "
-                    f"| {statistics.median(waits):.0f} | {late:.0f} |"
-                )
+        print("\n| server | model | control | positions/s | pictures/s | median ms | 95 % ms |")
+        print("|---|---|---|---|---|---|---|")
+        for server, settings in servers.items():
+            with lab(ROOT / "notebooks", settings) as address:
+                for (name, control), (moves, rate, waits) in sliders(browser, address).items():
+                    late = sorted(waits)[int(0.95 * len(waits))]
+                    print(
+                        f"| {server} | {name} | {control} | {moves:.0f} | {rate:.0f} "
+                        f"| {statistics.median(waits):.0f} | {late:.0f} |"
+                    )
 
 
 if __name__ == "__main__":

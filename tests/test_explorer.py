@@ -10,12 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from traitlets.config import PyFileConfigLoader
 
 import vaelib
 from vaelib import blocks, checkpoints, data, export, widgets
@@ -314,6 +316,18 @@ def test_any_model_gets_a_page_and_a_widget(tmp_path, shape, latent_dim):
     assert (shown / 255 - mean.clamp(0, 1)).abs().max() <= 0.51 / 255
 
 
+def test_a_picture_leaves_the_number_of_threads_as_it_was():
+    model, before = VAE(latent_dim=2, widths=(8,)).eval(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        widgets.pixels(model, torch.zeros(2))
+        with pytest.raises(ValueError, match="this model has D = 2"):
+            widgets.pixels(model, torch.zeros(5))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_without_anywidget_there_are_plain_sliders():
     script = """
 import sys
@@ -358,11 +372,22 @@ def test_faces_are_not_put_into_a_page(tmp_path, monkeypatch):
     assert "non-commercial" in seen[0]["terms"]
 
 
+def test_make_lab_sends_every_message_at_once(monkeypatch):
+    config = PyFileConfigLoader("jupyter_server_config.py", str(ROOT / "jupyter")).load_config()
+    connection = config.ServerApp.kernel_websocket_connection_class
+    calls = []
+    monkeypatch.setattr(connection.__base__, "connect", lambda _: calls.append("connected"))
+    handler = types.SimpleNamespace(set_nodelay=calls.append)
+    monkeypatch.setattr(connection, "websocket_handler", handler)
+    connection().connect()
+    assert calls == [True, "connected"]
+
+
 def test_the_notebook_in_jupyterlab(page, tmp_path):
     shutil.copy(ROOT / "notebooks" / "07-live-sliders.ipynb", tmp_path)
     page.set_viewport_size({"width": 1300, "height": 900})
     page.set_default_timeout(120_000)
-    with lab(tmp_path) as address:
+    with lab(tmp_path, str(ROOT / "jupyter")) as address:
         # reopened, before anything runs: the static pictures are there
         page.goto(f"{address}/lab/tree/07-live-sliders.ipynb")
         page.wait_for_selector(".jp-OutputArea-output img")

@@ -106,7 +106,12 @@ def pixels(model, z: Tensor) -> bytes:
 
     Shapes: z (D,) -> C * H * W bytes. Raises ValueError where the decoder's answer is no number.
     """
-    mean = model.decode(z.to(next(model.parameters()).device).unsqueeze(0)).mean[0]  # (C, H, W)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a second one gains nothing, and keeps a core from the browser
+    try:
+        mean = model.decode(z.to(next(model.parameters()).device).unsqueeze(0)).mean[0]  # (C, H, W)
+    finally:
+        torch.set_num_threads(threads)
     if not torch.isfinite(mean).all():
         raise ValueError("the decoder's answer is not finite: are the model's weights?")
     return mean.clamp(0, 1).mul(255).round().byte().cpu().contiguous().numpy().tobytes()
