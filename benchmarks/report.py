@@ -47,7 +47,7 @@ def nats_table(found: dict) -> str:
     head = ["seconds", "plain, nats", "vaelib, nats", "better by", "steps", "foreign load, cores"]
     return (
         "Test -ELBO (10,000 digits, dynamically binarised, one draw), mean and range of 3 seeds\n"
-        "(above 120 seconds, one seed);\n"
+        "(above 60 seconds, one seed);\n"
         "data loading and compiling (from the cache) are inside the seconds.\n\n"
         f"{table(head, rows)}\n\n"
         f"From an empty compile cache, 60 seconds give {cold[0]['nats']:.1f} nats.\n\n"

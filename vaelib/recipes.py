@@ -89,10 +89,10 @@ def best_for(minutes: float) -> dict:
 
     Short runs take small batches at a high rate; the shortest have no time to compile.
     """
-    short = minutes < 5
+    short = minutes < 4
     return {
         "batch_size": 64 if short else 128,
-        "lr": 5e-3 if short else 3e-3,
+        "lr": 5e-3 if short else 4e-3,
         "kl_warmup": 100 if short else 0,
         "compile": minutes >= 0.5,
     }
