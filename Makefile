@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter:$(JUPYTER_CONFIG_PATH)
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks/00-start-here.ipynb
 

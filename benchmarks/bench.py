@@ -25,7 +25,7 @@ SMALL = {"widths": (8, 32), "latent_dim": 32}
 DEEP = {"widths": (8, 32, 64), "latent_dim": 32}
 DEEPER = {"widths": (8, 32, 64), "latent_dim": 50, "n_res_blocks": 2}
 WIDER = {"widths": (16, 32, 64), "latent_dim": 50, "n_res_blocks": 2}
-MODELS = {10: SMALL, 30: SMALL, 60: DEEP, 120: DEEP, 300: DEEPER, 600: WIDER}
+MODELS = {10: SMALL, 30: SMALL, 60: SMALL, 120: DEEP, 300: DEEPER, 600: WIDER}
 
 
 # -- what runs in a process of its own -----------------------------------------------------------
