@@ -11,9 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
-from vaelib import checkpoints, data, evaluation, film
+from vaelib import checkpoints, data, evaluation, files, film, recipes
 from vaelib.__main__ import main, parse
-from vaelib.models import VAE, read_safetensors
+from vaelib.models import VAE
 from vaelib.recipes import best_for
 
 RECIPE = {
@@ -93,8 +93,8 @@ def test_every_mode_draws(run, tmp_path, options, capsys):
 
 def test_without_its_images_a_model_is_traversed_from_draws(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
-    recipe = checkpoints.read_recipe(run) | {"data": f"images:{tmp_path / 'none'}"}
-    checkpoints.write_recipe(tmp_path / "run", recipe)
+    recipe = files.read_recipe(run) | {"data": f"images:{tmp_path / 'none'}"}
+    files.write_recipe(tmp_path / "run", recipe)
     for mode in ("traverse", "interpolate"):
         pictures = ["--save_dir", str(tmp_path / mode), "--mode", mode]
         main(["sample", str(tmp_path / "run"), *pictures])
@@ -170,12 +170,19 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "-c", tmp_path / "odd.yaml"], "stepz"),
         (["train", "--stepz", "3"], "--stepz"),
         (["train", "--lr", "fast"], "lr"),
+        (["train", "--batch", "8", "--data", "mnist-5k"], "--batch"),
+        (["train", "--data", "mnist-5k", "--objective", "kl_terms"], "choose one of elbo, iwae"),
+        (["train", "--data", "mnist-5k", "--objective_args.tau", "1"], "no parameter 'tau'"),
+        (["train", "--data", "mnist-5k", "--likelihood_args.sigm", "1"], "no parameter 'sigm'"),
+        (["train", "--data", "mnist-5k", "--optimizer_args.beta", "1"], "optimizer_args"),
+        (["train", "--data", "images:"], "images:"),
+        (["experiment", "warmup"], "no experiment"),
         (["train", "--steps", "-1"], "steps"),
         (["train", "--widths", "[]", "--data", "mnist-5k"], "widths"),
         (["train", "--data", "minst"], "mnist, mnist-5k"),
         (["train", "--data", "mnist-5k", "-e", run], "not an empty folder"),
-        (["train", "--resume", "-e", tmp_path / "none"], "nothing to resume"),
-        (["train", "--resume"], "nothing to resume"),
+        (["train", "--resume", "-e", tmp_path / "none"], "train.yaml is not there"),
+        (["train", "--resume"], "-e RUN_DIR"),
         (["train", "--resume", "-e", run, "--lr", "1"], "another lr; only steps may change"),
         (["train", "--resume", "-e", run, "--steps", "1"], "give at least that"),
         (["train", "--data", "mnist-5k", "--init", run], "another model than"),
@@ -217,11 +224,11 @@ def test_resume_from_the_command_line(run, tmp_path):
     before = (run / "model.safetensors").read_bytes()
     main(["train", "-e", str(tmp_path / "run"), "--resume"])  # already at its end: nothing to do
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
-    steps = checkpoints.read_recipe(run)["steps"] + 2  # or to go on for longer
+    steps = files.read_recipe(run)["steps"] + 2  # or to go on for longer
     same = ["--widths", "[8,16]", "--batch_size", "16"]  # typed again, as they were
     main(["train", "-e", str(tmp_path / "run"), "--resume", "--steps", str(steps), *same])
-    assert checkpoints.read_json(tmp_path / "run", "history.json")[-1]["step"] == steps
-    assert checkpoints.read_recipe(tmp_path / "run")["steps"] == steps
+    assert files.read_json(tmp_path / "run" / "history.json")[-1]["step"] == steps
+    assert files.read_recipe(tmp_path / "run")["steps"] == steps
 
 
 def test_a_run_starts_from_another_one(run, tmp_path):
@@ -230,7 +237,7 @@ def test_a_run_starts_from_another_one(run, tmp_path):
     first, second = (checkpoints.load_checkpoint(f) for f in (run, tmp_path / "next"))
     for name, weight in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], weight)
-    assert checkpoints.read_recipe(tmp_path / "next")["init"] == str(run)
+    assert files.read_recipe(tmp_path / "next")["init"] == str(run)
 
 
 def test_published_recipes_are_whole():
@@ -238,21 +245,73 @@ def test_published_recipes_are_whole():
         recipe = yaml.safe_load((checkpoints.find(name) / "train.yaml").read_text())
         config = json.loads((checkpoints.find(name) / "config.json").read_text())
         assert {k: v for k, v in config.items() if k != "image_shape"}.items() <= recipe.items()
-        history = checkpoints.read_json(name, "history.json")
+        history = files.read_json(checkpoints.find(name) / "history.json")
         assert history[-1]["step"] == recipe["steps"]
         assert torch.isfinite(torch.tensor([row["val_elbo"] for row in history])).all()
 
 
-def test_minutes_write_a_recipe_in_steps_that_replays_them(run, tmp_path):
+class Clock:
+    """A clock that moves by a fixed time at each look, however busy the machine is."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.05
+        return self.now
+
+
+def test_minutes_write_a_recipe_in_steps_that_replays_them(run, tmp_path, monkeypatch):
     clocked, again = tmp_path / "clocked", tmp_path / "again"
     clock = ["--minutes", "0.04", "--compile", "false"]
+    monkeypatch.setattr(recipes.time, "perf_counter", Clock())
     main(["train", "-c", str(run / "train.yaml"), "-e", str(clocked), *clock])
+    monkeypatch.undo()
     recipe = yaml.safe_load((clocked / "train.yaml").read_text())
     assert recipe["minutes"] is None
+    assert len(recipe["clock_steps"]) == recipes.HUNDREDTHS
     assert recipe["steps"] > 10
     main(["train", "-c", str(clocked / "train.yaml"), "-e", str(again)])
     for name in ("model.safetensors", "train.yaml"):
         assert (again / name).read_bytes() == (clocked / name).read_bytes()
+
+
+def test_a_run_made_longer_writes_a_recipe_that_replays_it(run, tmp_path):
+    longer, again = tmp_path / "longer", tmp_path / "again"
+    shutil.copytree(run, longer)
+    main(["train", "-e", str(longer), "--resume", "--steps", "10"])
+    main(["train", "-c", str(longer / "train.yaml"), "-e", str(again)])
+    for name in ("model.safetensors", "train.yaml"):
+        assert (again / name).read_bytes() == (longer / name).read_bytes()
+    # and longer once more, from the replay as from the first
+    for folder in (longer, again):
+        main(["train", "-e", str(folder), "--resume", "--steps", "12"])
+    assert (again / "model.safetensors").read_bytes() == (longer / "model.safetensors").read_bytes()
+
+
+def test_an_old_recipe_means_what_it_meant(run, tmp_path):
+    old = dict(RECIPE) | {"pace": None, "likelihood": "learned_gaussian"}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
+    main(["train", "-c", str(tmp_path / "old.yaml"), "-e", str(tmp_path / "run")])
+    written = files.read_recipe(tmp_path / "run")
+    assert written["decay_vectors"] is True
+    assert written["clock_steps"] is None
+    assert "pace" not in written
+    main(["train", "--data", "mnist-5k", "--steps", "1", "-e", str(tmp_path / "new")])
+    assert files.read_recipe(tmp_path / "new")["decay_vectors"] is False
+
+
+def test_minutes_in_a_recipe_keep_its_own_keys(run, tmp_path):
+    (tmp_path / "clock.yaml").write_text(yaml.safe_dump(RECIPE | {"minutes": 1.0, "lr": 1e-5}))
+    _, chosen = parse(["train", "-c", str(tmp_path / "clock.yaml")])
+    assert (chosen["minutes"], chosen["lr"], chosen["batch_size"]) == (1.0, 1e-5, 16)
+    _, chosen = parse(["train", "-c", str(tmp_path / "clock.yaml"), "--steps", "7"])
+    assert (chosen["minutes"], chosen["steps"]) == (None, 7)
+
+
+def test_arguments_of_an_objective_are_typed_one_by_one(monkeypatch, tmp_path):
+    (tmp_path / "r.yaml").write_text("data: mnist-5k\nobjective_args: {tau: 1.0, kind: soft}\n")
+    _, chosen = parse(["train", "-c", str(tmp_path / "r.yaml"), "--objective_args.tau", "2.5"])
+    assert chosen["objective_args"] == {"tau": 2.5, "kind": "soft"}
 
 
 def test_an_interrupted_full_evaluation_goes_on(run, tmp_path, monkeypatch):
@@ -264,20 +323,28 @@ def test_an_interrupted_full_evaluation_goes_on(run, tmp_path, monkeypatch):
     def few(model, images, n_importance, *rest, **kwargs):
         return real(model, images, 8, *rest, **kwargs)
 
-    def killed(model, images, n_importance, *rest, keep, **kwargs):
-        def once(bounds):
-            keep(bounds)
-            raise KeyboardInterrupt
-
-        return few(model, images, n_importance, *rest, keep=once, **kwargs)
+    def kill(path, value):
+        write_json(path, value)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "compiled", lambda function: function)
-    monkeypatch.setattr(evaluation, "evaluate", killed)
+    monkeypatch.setattr(evaluation, "evaluate", few)
+    write_json = files.write_json
+    monkeypatch.setattr(files, "write_json", kill)
     with pytest.raises(KeyboardInterrupt):
         main(["evaluate", str(folder), "--full"])
+    monkeypatch.setattr(files, "write_json", write_json)
     kept = json.loads((folder / "test_full.partial.json").read_text())
     assert len(kept["bounds"]) == 100
-    monkeypatch.setattr(evaluation, "evaluate", few)
+    # of other images, weights or samples nothing is gone on with
+    other = data.Images("mnist-5k", "val", 255 - digits.images, digits.labels)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.setattr(data, "load", lambda *_, **__: other)
+    main(["evaluate", str(copy), "--full"])
+    block = json.loads((copy / "metrics.json").read_text())["test_full"]
+    whole = few(VAE.from_pretrained(folder), other, 8, None, fast=True)
+    assert block["bound"]["neg_log_px"] == whole["bound"]["neg_log_px"]
+    monkeypatch.setattr(data, "load", lambda *_, **__: digits)
     main(["evaluate", str(folder), "--full"])
     assert not (folder / "test_full.partial.json").exists()
     block = json.loads((folder / "metrics.json").read_text())["test_full"]
@@ -293,8 +360,8 @@ def test_what_is_typed_beside_minutes_wins(run):
 
 
 def test_a_2d_run_keeps_the_film_of_its_map(run, tmp_path):
-    kept, _ = read_safetensors(run / checkpoints.FILM)
-    rows = checkpoints.read_json(run, "history.json")
+    kept, _ = files.read_tensors(run / files.FILM)
+    rows = files.read_json(run / "history.json")
     looks = [row["step"] for row in rows]
     assert kept["steps"].tolist() == looks
     val = data.load("mnist-5k", "val")

@@ -17,12 +17,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import to_tensor
 from traitlets.config import PyFileConfigLoader
 
 import vaelib
-from vaelib import blocks, checkpoints, data, export, widgets
+from vaelib import blocks, checkpoints, data, export, files, widgets
 from vaelib.__main__ import main
+from vaelib.likelihoods import LIKELIHOODS, Gaussian
 from vaelib.models import VAE
+from vaelib.priors import PRIORS, StandardNormal
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -133,6 +136,58 @@ def test_whole_models_compute_the_same_picture(page, arguments):
     )
     shown = torch.tensor(bytes_).reshape(mean.shape) / 255
     assert (shown - mean.clamp(0, 1)).abs().max() < 0.6 / 255  # half a grey level
+
+
+def in_node(expression: str):
+    """What a JavaScript expression over decoder.js is, by node: no page is needed for numbers."""
+    if not (node := shutil.which("node")):
+        pytest.skip("no node on this machine")
+    script = f"{DECODER}\nconsole.log(JSON.stringify({expression}));"
+    done = subprocess.run([node], input=script, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_likelihood_has_the_same_mean_in_javascript(name):
+    known = export.page_likelihoods()
+    assert name in known, f"explorer/decoder.js has no mean of {name}: add it to its list `means`"
+    near_0 = torch.logspace(-6, 0, 25)
+    ends = torch.tensor([-1e4, -2e3, 2e3, 1e4])
+    v = torch.cat([torch.linspace(-600, 600, 2401), near_0, -near_0, ends])
+    rest = torch.zeros(LIKELIHOODS[name]().n_params - 1, len(v))
+    params = torch.cat([v.unsqueeze(0), rest]).reshape(1, -1, 1, len(v))  # (1, n C, H, W)
+    expected = LIKELIHOODS[name]()(params).mean.flatten()
+    values = f"Float32Array.from({v.tolist()})"
+    means = in_node(f"Array.from({values}, (v) => means.{name}(v))")
+    torch.testing.assert_close(torch.tensor(means), expected.detach(), rtol=2e-6, atol=1e-7)
+    shown = torch.tensor(in_node(f"Array.from(toBytes({{ data: {values} }}, '{name}'))")) / 255
+    assert (shown - expected.clamp(0, 1)).abs().max() < 0.51 / 255
+
+
+def test_python_reads_the_list_of_likelihoods_as_javascript_does():
+    assert export.page_likelihoods() == in_node("Object.keys(means)")
+
+
+def test_what_a_page_does_not_know_is_refused(tmp_path, monkeypatch, capsys):
+    class Laplace(Gaussian):
+        """A likelihood that decoder.js has no mean of."""
+
+    class Wide(StandardNormal):
+        """A prior that the explorer can't draw from."""
+
+    monkeypatch.setitem(LIKELIHOODS, "laplace", Laplace)
+    monkeypatch.setitem(PRIORS, "wide", Wide)
+    for key, name in (("likelihood", "laplace"), ("prior", "wide")):
+        folder = tmp_path / name
+        checkpoints.save(VAE(latent_dim=2, widths=(4,), **{key: name}), folder)
+        with pytest.raises(SystemExit) as caught:
+            main(["export", str(folder), "-o", str(tmp_path / "page.html")])
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{key} {name}" in line or f"{name} {key}" in line
+        assert not (tmp_path / "page.html").exists()
+    explorer_data = widgets.explorer_data(VAE(latent_dim=2, widths=(4,), likelihood="laplace"), "m")
+    assert explorer_data["name"] == "m"  # in a notebook Python decodes
 
 
 PAGES = ["mnist-2d", "mnist-50d", "celeba-64"]
@@ -302,10 +357,10 @@ def test_errors_are_shown_not_swallowed(page):
 def test_any_model_gets_a_page_and_a_widget(tmp_path, shape, latent_dim):
     likelihood = "bernoulli" if shape[0] == 1 else "gaussian"
     model = VAE(shape, latent_dim, widths=(4,), likelihood=likelihood).eval()
-    about = widgets.about(model, "any", None, [1.0] * latent_dim)
-    assert export.write_page(model, about, "", tmp_path / "page.html") < 4e6
-    json.dumps(about, allow_nan=False)
-    explorer, sent = widgets.LatentExplorer(model, about), []
+    explorer_data = widgets.explorer_data(model, "any", None, [1.0] * latent_dim)
+    assert export.write_page(model, explorer_data, "", tmp_path / "page.html") < 4e6
+    json.dumps(explorer_data, allow_nan=False)
+    explorer, sent = widgets.LatentExplorer(model, explorer_data), []
     explorer.send = lambda message, buffers=None: sent.append((message, buffers))
     explorer._answer(None, {"number": 7, "view": 0.5, "z": [1] * latent_dim}, None)
     (message, (picture,)) = sent[0]
@@ -334,7 +389,8 @@ import sys
 sys.modules["anywidget"] = None
 from vaelib import models, widgets
 model = models.VAE(latent_dim=12, widths=(4,)).eval()
-box = widgets.LatentExplorer(model, widgets.about(model, "m", None, [float(d) for d in range(12)]))
+explorer_data = widgets.explorer_data(model, "m", None, [float(d) for d in range(12)])
+box = widgets.LatentExplorer(model, explorer_data)
 sliders, image, trouble = box.children
 assert [s.description for s in sliders.children][:2] == ["z[11]", "z[10]"], sliders.children
 before = image.value
@@ -346,12 +402,12 @@ assert image.value != before and trouble.value == ""
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):
     model = VAE(latent_dim=2, widths=(4,)).eval()
-    about = widgets.about(model, "broken", None)
+    explorer_data = widgets.explorer_data(model, "broken", None)
     model.decoder.conv_out.conv.bias.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
-        export.write_page(model, about, "", tmp_path / "page.html")
+        export.write_page(model, explorer_data, "", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
-    explorer, sent = widgets.LatentExplorer(model, about), []
+    explorer, sent = widgets.LatentExplorer(model, explorer_data), []
     explorer.send = lambda message, buffers=None: sent.append(message)
     explorer._answer(None, {"number": 1, "view": 0.5, "z": [0.0, 0.0]}, None)
     assert "not finite" in sent[0]["error"]
@@ -359,17 +415,46 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
         export.describe(nn.Sequential(nn.ReLU()), [])
 
 
-def test_faces_are_not_put_into_a_page(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", [(1, 10, 14), (3, 14, 10)])
+def test_images_of_any_shape_are_there_to_start_from(shape):
+    model = VAE(shape, 2, widths=(4,), likelihood="gaussian").eval()
+    pixels = torch.randint(255, (30, *shape), dtype=torch.uint8)
+    explorer_data = widgets.explorer_data(model, "m", data.Images("own", "test", pixels))
+    assert explorer_data["shape"] == list(shape)
+    assert [start["label"] for start in explorer_data["starts"][:2]] == ["image 1", "image 2"]
+    for start, image in zip(explorer_data["starts"], pixels, strict=False):
+        png = base64.b64decode(start["picture"].split(",")[1])
+        shown = to_tensor(Image.open(io.BytesIO(png)))
+        assert (shown * 255 - image).abs().max() <= 1.01  # (g + u) / 256
+        assert len(start["z"]) == 2
+    assert len(explorer_data["points"]["z"]) == 30
+
+
+@pytest.mark.parametrize(("name", "shareable"), [("celeba", False), ("mnist-5k", True)])
+def test_images_go_into_a_page_where_they_may(tmp_path, monkeypatch, name, shareable):
     model = VAE((3, 16, 16), 2, widths=(4,), likelihood="gaussian").eval()
-    faces = data.Images("celeba", "test", torch.randint(255, (30, 3, 16, 16), dtype=torch.uint8))
+    faces = data.Images(name, "test", torch.randint(255, (30, 3, 16, 16), dtype=torch.uint8))
     seen = []
-    checkpoints.write_recipe(tmp_path, {"data": "celeba"})
-    monkeypatch.setattr(widgets.checkpoints, "load_checkpoint", lambda _: model)
+    files.write_recipe(tmp_path, {"data": name})
+    checkpoints.save(model, tmp_path)
     monkeypatch.setattr(widgets.gallery, "images_for", lambda *_, **__: faces)
-    monkeypatch.setattr(export, "write_page", lambda _, about, *__: seen.append(about) or 1)
+    monkeypatch.setattr(export, "write_page", lambda _, found, *__: seen.append(found) or 1)
     main(["export", str(tmp_path), "-o", str(tmp_path / "page.html")])
-    assert "starts" not in seen[0]
-    assert "non-commercial" in seen[0]["terms"]
+    (found,) = seen
+    assert ("starts" in found, "points" in found) == (shareable, shareable)
+    assert "non-commercial" in found.get("terms", "") or shareable
+
+
+def test_a_model_whose_data_nobody_knows_is_explored_without(tmp_path, capsys):
+    checkpoints.save(VAE(latent_dim=2, widths=(4,)), tmp_path)
+    for recipe, reason in ((None, "names no data"), ({"data": "minst"}, "minst")):
+        if recipe:
+            files.write_recipe(tmp_path, recipe)
+        _, explorer_data = widgets.of_checkpoint(str(tmp_path))
+        assert "starts" not in explorer_data
+        (line,) = capsys.readouterr().out.splitlines()
+        assert reason in line
+        assert line.endswith("Going on without images to start from.")
 
 
 def test_make_lab_sends_every_message_at_once(monkeypatch):

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.distributions import Normal
 
-from vaelib import figures, gallery, latents, widgets
+from vaelib import checkpoints, data, figures, files, film, gallery, latents, publishing, widgets
 from vaelib.evaluation import elbo_terms
+from vaelib.files import CheckpointError
+from vaelib.models import VAE
+from vaelib.priors import PRIORS
 
 
 def test_tile_puts_every_pixel_in_its_place():
@@ -29,6 +33,13 @@ def test_tile_keeps_colours():
     np.testing.assert_allclose(figures.tile(red, 1)[0, 0], [1.0, 0.0, 0.5])
 
 
+@pytest.mark.parametrize("shape", [(4, 2, 5, 5), (4, 4, 5, 5), (0, 1, 5, 5), (4, 5, 5)])
+def test_what_is_no_row_of_pictures_is_refused_in_one_line(shape):
+    with pytest.raises(ValueError, match=r"takes \(N, C, H, W\)") as caught:
+        figures.tile(torch.zeros(shape), 2)
+    assert "\n" not in str(caught.value)
+
+
 def test_reconstructions_stand_under_their_inputs():
     x = torch.arange(5).reshape(5, 1, 1, 1).expand(5, 1, 2, 2) / 10
     page = figures.reconstructions(x, x + 0.5, n_columns=3).axes[0].images[0].get_array()
@@ -44,8 +55,6 @@ def png(figure) -> bytes:
 
 
 def test_every_kind_of_figure_draws_and_repeats_itself(small_vae, digits):
-    from vaelib.models import VAE
-
     flat = VAE(latent_dim=2, backbone="mlp", hidden=8).eval()
     rows = [
         {"step": s, "train_elbo": -120.0 - s, "val_elbo": -119.0 - s, "val_kl": 20.0}
@@ -71,6 +80,125 @@ def test_every_kind_of_figure_draws_and_repeats_itself(small_vae, digits):
         assert first == png(draw()), name
         levels = {level for _, level in Image.open(io.BytesIO(first)).convert("L").getcolors(256)}
         assert len(levels) > 15, name
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Makes models with a prior that is not N(0, I), and has no closed form of its KL."""
+
+    class Wide(nn.Module):
+        """N(1, 4 I)."""
+
+        def __init__(self, latent_dim: int):
+            super().__init__()
+            self.latent_dim = latent_dim
+
+        def log_prob(self, z):
+            return Normal(1.0, 2.0).log_prob(z).sum(-1)
+
+        def sample(self, n, generator=None):
+            return 1 + 2 * torch.randn(n, self.latent_dim, generator=generator)
+
+    monkeypatch.setitem(PRIORS, "wide", Wide)
+    torch.manual_seed(0)
+    return lambda n: VAE(latent_dim=n, backbone="mlp", hidden=8, prior="wide").eval()
+
+
+def words(figure) -> str:
+    """All that is written on a figure."""
+    titles = [figure.get_suptitle()] + [axes.get_title() for axes in figure.axes]
+    labels = [text.get_text() for axes in figure.axes for text in axes.get_yticklabels()]
+    return "\n".join(titles + labels)
+
+
+def test_draws_are_the_priors(wide, small_vae):
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(gallery.draws(small_vae, 5, 3)[0], torch.randn(5, 3, generator=generator))
+    z = gallery.draws(wide(2), 20_000, 3)[0]
+    torch.testing.assert_close(z.mean(0), torch.ones(2), atol=0.06, rtol=0)
+    torch.testing.assert_close(z.std(0), 2 * torch.ones(2), atol=0.06, rtol=0)
+
+
+def test_the_standard_prior_is_named_where_it_is_the_models(wide, small_vae, digits):
+    few = digits.subset(40)
+    assert "N(0, I)" in words(gallery.sample(small_vae, "m", 4))
+    assert "N(0, 1)" in words(gallery.latent_histogram(small_vae, "m", few))
+    assert " nats" in words(gallery.latent_histogram(small_vae, "m", few))
+    assert " nats" in words(gallery.traverse(small_vae, "m", few, None))
+    model = wide(2)
+    for figure in (
+        gallery.sample(model, "m", 4),
+        gallery.latent_histogram(model, "m", few),
+        gallery.traverse(model, "m", few, None),
+        gallery.interpolate(model, "m", None, 2, 2),
+        gallery.manifold(model, "m", 3, "linear"),
+        gallery.visualize_latent(model, "m", few),
+    ):
+        assert "N(0" not in words(figure)
+        assert " nats" not in words(figure)
+    assert "the wide prior" in words(gallery.sample(model, "m", 4))
+    with pytest.raises(ValueError, match="take spacing linear"):
+        gallery.manifold(model, "m", 3)
+
+
+def test_without_nats_the_dimension_whose_mean_varies_most_comes_first(wide, digits):
+    model = wide(5)
+    with torch.no_grad():
+        model.encoder.to_latent.weight[:5] *= torch.tensor([1.0, 5.0, 0.1, 3.0, 2.0])[:, None]
+    order = elbo_terms(model, digits)[1].loc.var(0).argsort(descending=True).tolist()
+    names = [f"z[{d}]" for d in order]
+    assert gallery.order_dims(model, digits) == (order, None)
+    assert gallery.order_dims(model, None) == ([0, 1, 2, 3, 4], None)
+    histogram = gallery.latent_histogram(model, "m", digits)
+    assert [axes.get_title() for axes in histogram.axes] == names
+    traversals = gallery.traverse(model, "m", digits, None).axes[0].get_yticklabels()
+    assert [label.get_text() for label in traversals] == names
+
+
+def test_a_fresh_run_is_traversed_by_the_kl_of_its_images(small_vae, digits):
+    kl = elbo_terms(small_vae, digits)[0].kl_per_dim.mean(0)
+    order, nats = gallery.order_dims(small_vae, digits)
+    assert order == kl.argsort(descending=True).tolist()
+    assert nats == pytest.approx(kl.tolist())
+    assert gallery.order_dims(small_vae, digits, [1.0, 3.0, 2.0]) == ([1, 2, 0], [1.0, 3.0, 2.0])
+
+
+def test_contours_are_those_of_the_standard_prior_alone(wide, digits):
+    standard = VAE(latent_dim=2, backbone="mlp", hidden=8).eval()
+    for model, radii in ((standard, [1, 2, 3]), (wide(2), [])):
+        lines = gallery.visualize_latent(model, "m", digits).axes[0].lines
+        found = [np.hypot(*line.get_data()) for line in lines if len(line.get_xdata()) == 200]
+        assert [radius.mean() for radius in found] == pytest.approx(radii)
+        assert all(np.ptp(radius) < 1e-9 for radius in found)
+
+
+def test_a_film_has_contours_where_the_prior_is_standard(wide, digits, tmp_path, monkeypatch):
+    contours = []
+    monkeypatch.setattr(film, "prior_contours", lambda *_, **__: contours.append(1))
+    for model, n in ((VAE(latent_dim=2, backbone="mlp", hidden=8), 1), (wide(2), 0)):
+        contours.clear()
+        checkpoints.save(model, tmp_path)
+        film_so_far = {"z": torch.zeros(1, 3, 2), "steps": torch.tensor([7])}
+        files.write_tensors(tmp_path / files.FILM, film_so_far)
+        film.save(tmp_path, digits, tmp_path / "film.gif")
+        assert len(contours) == n
+
+
+def test_captions_call_images_what_they_are(small_vae):
+    means, labels = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, -9.0]]), torch.tensor([0, 1, 1])
+    axes = figures.latent_map(means, labels, things="faces").axes[0]
+    assert axes.get_xlabel() == "z[0]   (2 faces lie outside)"
+    assert axes.get_legend().get_title().get_text() == "face"
+
+
+def test_histogram_of_other_priors_shows_their_draws():
+    generator = torch.Generator().manual_seed(0)
+    z, draws = (torch.randn(20_000, 2, generator=generator) for _ in range(2))
+    axes = figures.latent_histogram(z, None, order=[1, 0], prior_draws=0.5 * draws + 1).axes[0]
+    assert axes.get_title() == "z[1]"
+    values, edges, _ = axes.patches[1].get_data()
+    density = Normal(1.0, 0.5).log_prob(torch.tensor(edges[1:] + edges[:-1]) / 2).exp().numpy()
+    np.testing.assert_allclose(values, density, atol=0.06)
 
 
 def test_histogram_of_normal_draws_follows_the_density():
@@ -199,3 +327,139 @@ def test_both_loss_curves_stay_inside_the_axes():
     left = figures.loss_curve([step | {"step": n} for n in (1, 2)]).axes[0]
     bottom, top = left.get_ylim()
     assert all(bottom < y < top for line in left.lines for y in line.get_ydata())
+
+
+def test_a_loss_curve_shows_the_columns_there_are():
+    rows = [{"step": s, "train_objective": -9.0 * s, "val_objective": -8.0 * s} for s in (1, 2)]
+    (axes,) = figures.loss_curve(rows).axes
+    assert axes.get_ylabel() == "-objective (nats per image)"
+    assert axes.lines[0].get_ydata().tolist() == [9.0, 18.0]
+    rows = [row | {"val_elbo": -7.0, "train_elbo": -6.0, "val_kl": 3.0} for row in rows]
+    left, right = figures.loss_curve(rows).axes
+    assert left.get_ylabel() == "-ELBO (nats per image)"
+    assert right.lines[0].get_ydata().tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 12), (3, 12, 20)])
+def test_pictures_of_any_shape(shape):
+    model = VAE(shape, 2, widths=(4, 8), likelihood="gaussian").eval()
+    pixels = torch.randint(255, (30, *shape), dtype=torch.uint8)
+    images = data.Images("own", "val", pixels, labels=torch.arange(30) % 3)
+    for figure in (
+        gallery.sample(model, "m", 4),
+        gallery.reconstruct(model, "m", images, 5),
+        gallery.interpolate(model, "m", images, 2, 2),
+        gallery.traverse(model, "m", images, None),
+        gallery.visualize_latent(model, "m", images),
+        gallery.latent_histogram(model, "m", images),
+        gallery.manifold(model, "m", 3),
+        gallery.attribute_steps(model, "m", images, {"a": torch.ones(2)}, torch.ones(3), 1),
+        figures.architecture(model),
+    ):
+        assert len(png(figure)) > 1000
+    page = gallery.manifold(model, "m", 3).axes[0].images[0].get_array()
+    assert page.shape[:2] == (3 * shape[1], 3 * shape[2])
+    slider = Image.open(io.BytesIO(widgets.picture(model, [0.0, 0.0], height=60)))
+    assert slider.size == (round(60 * shape[2] / shape[1]), 60)
+    assert slider.mode == ("L" if shape[0] == 1 else "RGB")
+
+
+def test_images_are_asked_for_at_the_models_size(tmp_path, monkeypatch):
+    model, asked = VAE((3, 10, 14), 2, widths=(4,)), []
+    monkeypatch.setattr(data, "load", lambda *names, **how: asked.append((names, how)))
+    files.write_recipe(tmp_path, {"data": "images:photos"})
+    gallery.images_for(model, tmp_path)
+    files.write_recipe(tmp_path, {"data": "mnist-5k"})
+    gallery.images_for(model, tmp_path, fallback=True)  # it has no test split
+    size = {"image_size": (10, 14), "channels": 3}
+    assert asked == [
+        (("images:photos", "test"), {"fallback": False} | size),
+        (("mnist-5k", "val"), {"fallback": True} | size),
+    ]
+
+
+def test_a_recipe_that_names_no_data_is_one_line(small_vae, tmp_path):
+    for recipe in (None, {}, {"steps": 3}):
+        if recipe is not None:
+            files.write_recipe(tmp_path, recipe)
+        with pytest.raises(CheckpointError, match="names no data; write a line") as caught:
+            gallery.images_for(small_vae, tmp_path)
+        assert "\n" not in str(caught.value)
+        assert files.RECIPE in str(caught.value)
+
+
+@pytest.fixture
+def has_images(monkeypatch, digits):
+    """Gives every model so many training and validation images."""
+
+    def give(n_train: int, n_val: int) -> None:
+        splits = {"train": digits[:n_train], "val": digits[500 : 500 + n_val]}
+        monkeypatch.setattr(gallery, "images_for", lambda _, __, split: splits[split])
+
+    return give
+
+
+@pytest.mark.parametrize(("n_train", "n_val"), [(2, 1), (15, 2), (19, 5), (20, 5), (45, 10)])
+def test_a_density_is_fitted_to_few_images_too(small_vae, tmp_path, has_images, n_train, n_val):
+    checkpoints.save(small_vae, tmp_path)
+    has_images(n_train, n_val)
+    density = gallery.aggregate(small_vae, tmp_path)
+    assert density.mixture_distribution.probs.numel() <= max(1, n_train // 20)
+    z = latents.draw(density, 50)
+    assert torch.isfinite(z).all()
+    again = latents.draw(gallery.aggregate(small_vae, tmp_path), 50)  # as it was kept
+    assert torch.equal(z, again)
+
+
+@pytest.mark.parametrize(("n_train", "n_val"), [(0, 5), (1, 5), (9, 0)])
+def test_too_few_images_for_a_density_are_one_line(small_vae, tmp_path, has_images, n_train, n_val):
+    checkpoints.save(small_vae, tmp_path)
+    has_images(n_train, n_val)
+    with pytest.raises(ValueError, match="too few") as caught:
+        gallery.aggregate(small_vae, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_attributes_that_are_shown():
+    table = {name: {"directions": torch.full((2, 3), i)} for i, name in enumerate("abcdefgh")}
+    assert list(gallery.shown_directions(table)) == [*"abcdef"]
+    table |= {"Smiling": {"directions": torch.stack([torch.ones(3), torch.zeros(3)])}}
+    (way,) = gallery.shown_directions(table).values()
+    assert way.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_published_pictures_are_drawn_in_their_place(tmp_path, monkeypatch, digits):
+    monkeypatch.setattr(gallery, "images_for", lambda *_: digits)
+    monkeypatch.setattr(publishing, "PUBLISHED_PAGES", tmp_path)
+    pictures, assets = tmp_path / "assets", publishing.ASSETS
+    monkeypatch.setattr(publishing, "ASSETS", pictures)
+    found = {str(path.relative_to(pictures)) for path in publishing.draw_published("mnist-2d")}
+    assert found == {str(path.relative_to(assets)) for path in assets.glob("*/mnist-2d-*")}
+    assert {str(p.relative_to(pictures)) for p in pictures.rglob("*.*")} == found
+
+
+def test_the_manifest_is_that_of_the_published_files(tmp_path, monkeypatch):
+    committed = files.read_json(checkpoints.MANIFEST)
+    monkeypatch.setattr(checkpoints, "MANIFEST", tmp_path / "manifest.json")
+    publishing.write_manifest()
+    assert files.read_json(tmp_path / "manifest.json") == committed
+
+
+def test_tables_are_written_between_their_markers(tmp_path, monkeypatch):
+    published = publishing.PUBLISHED
+    text = "a\n<!-- faces: written by `vaelib figures` -->\nold\n<!-- end of faces -->\nb\n"
+    for path in ("README.md", "checkpoints/README.md"):
+        files.write_text(tmp_path / path, text)
+    monkeypatch.setattr(publishing, "PUBLISHED", tmp_path / "checkpoints")
+    publishing.write_tables()
+    for path in ("README.md", "checkpoints/README.md"):
+        begin, end = text.split("old")
+        written = (tmp_path / path).read_text()
+        assert written.startswith(begin)
+        assert written.endswith(end)
+        assert "`celeba-64`" in written
+        assert "mnist" not in written
+    committed = (published / "README.md").read_text()
+    files.write_text(tmp_path / "checkpoints" / "README.md", committed)
+    publishing.write_tables()
+    assert (tmp_path / "checkpoints" / "README.md").read_text() == committed

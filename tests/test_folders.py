@@ -1,16 +1,22 @@
-"""Folders of images: decoded as they should be, cached once, split without overlap."""
+"""Folders of image files: each decoded as it should be, once; CelebA in the forms it comes in."""
 
-import json
+import errno
+import io
 import os
 import sys
+import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
-from vaelib import data, folders
-from vaelib.__main__ import main
+from vaelib import data
+from vaelib.data import decoding, folders
+from vaelib.data.decoding import Unreadable, decode
 
 
 @pytest.fixture(autouse=True)
@@ -18,52 +24,41 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "cache", lambda: tmp_path / "cache")
 
 
-def picture(shade: int, size=(20, 30)) -> Image.Image:
-    """Grey of one shade, so that whatever is cut out of it has that shade too."""
-    return Image.new("RGB", size, (shade, shade, shade))
+def noise(seed: int, size=(12, 10)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
-def shades_of(images: data.Images) -> list[int]:
-    return images.images.flatten(1).float().mean(1).round().int().tolist()
+def shade(level: int, size=(20, 30)) -> Image.Image:
+    """Grey of one level, so that whatever is cut out of it has that level too."""
+    return Image.new("RGB", size, (level, level, level))
+
+
+def levels_of(pixels) -> list[int]:
+    return torch.as_tensor(pixels).flatten(1).float().mean(1).round().int().tolist()
 
 
 @pytest.fixture
-def assorted(tmp_path):
-    """Forty plain images, and one of every odd kind."""
-    folder = tmp_path / "mine"
-    (folder / "below").mkdir(parents=True)
-    for i in range(40):
-        picture(i * 6).save(folder / "below" / f"{i:02}.png")
-    picture(10).convert("L").save(folder / "grey.jpg")
-    picture(20).convert("P").save(folder / "palette.gif")
-    picture(30).convert("CMYK").save(folder / "cmyk.tif")
-    Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70).save(folder / "deep.png")
-    picture(40, (1, 400)).save(folder / "thin.bmp")
-    picture(50, (3000, 2000)).save(folder / "huge.jpg")
-    (folder / "notes.txt").write_text("no image")
-    (folder / "torn.png").write_bytes((folder / "below" / "07.png").read_bytes()[:40])
-    (folder / "empty.jpg").write_bytes(b"")
-    (folder / "fake.jpeg").write_text("not a jpeg at all")
-    exif = b"Exif\0\0MM\0"  # cut off after its first words
-    picture(60).save(folder / "exif.jpg", exif=exif)
-    odd = os.fsdecode(b"caf\xe9.png") if sys.platform == "linux" else "caf\u00e9.png"  # not UTF-8
-    (folder / odd).write_bytes((folder / "below" / "03.png").read_bytes())
+def thirty(tmp_path) -> Path:
+    """A folder of thirty pictures, no two alike."""
+    folder = tmp_path / "thirty"
+    folder.mkdir()
+    for i in range(30):
+        noise(i).save(folder / f"{i}.png")
     return folder
 
 
-def test_an_assorted_folder_gives_what_can_be_read(assorted, capsys):
-    splits = {s: data.load(f"images:{assorted}", s, image_size=16) for s in data.SPLITS}
-    assert sum(map(len, splits.values())) == 48
-    assert len(splits["train"]) > 30
-    for images in splits.values():
-        assert images.images.shape[1:] == (3, 16, 16)
-        assert images.images.dtype == torch.uint8
-    said = capsys.readouterr().out
-    assert "empty.jpg, fake.jpeg, torn.png" in ", ".join(
-        sorted(said.strip().split(": ")[1].split(", "))
-    )
-    shades = [shade for images in splits.values() for shade in shades_of(images)]
-    assert set(range(0, 240, 6)) <= set(shades)  # each of the forty is somewhere
+def array(folder: Path, size=(8, 8), channels=3, **options):
+    """The cached array of a folder and the names in it."""
+    files, left_out = folders.image_files(folder)
+    return folders.cached_array(folder, files, left_out, size, channels, **options)
+
+
+def never(*_, **__):
+    pytest.fail("decoded again")
+
+
+# --- one file
 
 
 def test_decoding_turns_mends_and_cuts(tmp_path):
@@ -74,140 +69,673 @@ def test_decoding_turns_mends_and_cuts(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     lying.save(tmp_path / "exif.png", exif=exif)
-    upright = folders.decode(tmp_path / "exif.png", 8, 1.0)
+    upright = decode(tmp_path / "exif.png", (8, 8))
     assert upright[:, :, :3].max() == 0
     assert upright[:, :, 5:].min() == 255
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
-    assert folders.decode(tmp_path / "clear.png", 4, 1.0).min() == 255  # transparent is white
+    assert decode(tmp_path / "clear.png", (4, 4)).min() == 255  # transparent is white
     # the square is the middle one: of 20 rows and 60 columns, columns 20 to 40
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert (folders.decode(tmp_path / "wide.png", 10, 1.0) == 200).all()
+    assert (decode(tmp_path / "wide.png", (10, 10)) == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    # of 20 rows and 60 columns: what (height, width) keeps of them
+    [((10, 30), (0, 20), (0, 60)), ((10, 20), (0, 20), (10, 50)), ((10, 5), (0, 20), (25, 35))],
+)
+def test_the_cut_has_the_aspect_that_is_asked_for(tmp_path, size, rows, columns):
+    for channels in (3, 1):
+        pixels = np.zeros((20, 60, 3), np.uint8)
+        pixels[slice(*rows), slice(*columns)] = 200
+        Image.fromarray(pixels).save(tmp_path / "x.png")
+        cut = decode(tmp_path / "x.png", size, channels)
+        assert cut.shape == (channels, *size)
+        assert (cut == 200).all()
+        pixels[rows[0], columns[0]] = 0  # the corner is within it
+        Image.fromarray(pixels).save(tmp_path / "x.png")
+        assert decode(tmp_path / "x.png", size, channels)[0, 0, 0] < 200
+    tall = Image.fromarray(pixels).rotate(90, expand=True)
+    tall.save(tmp_path / "tall.png")
+    assert decode(tmp_path / "tall.png", (28, 20)).shape == (3, 28, 20)
+
+
+def test_grey_stays_grey(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "grey.png")
+    Image.fromarray(np.stack([levels] * 3, -1)).save(tmp_path / "colour.png")
+    for name in ("grey.png", "colour.png"):
+        assert np.array_equal(decode(tmp_path / name, (9, 9), 1)[0], levels)
+    Image.new("RGB", (9, 9), (200, 100, 50)).save(tmp_path / "orange.png")
+    # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
+    assert (decode(tmp_path / "orange.png", (4, 4), 1) == 124).all()
 
 
 def test_resizing_agrees_with_torchvision(tmp_path):
     from torchvision.transforms import v2
 
-    noise = np.random.default_rng(0).integers(0, 255, (109, 89, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "x.png")
-    ours = folders.decode(tmp_path / "x.png", 64, 148 / 178)
-    steps = v2.Compose([v2.CenterCrop(74), v2.Resize(64, antialias=True)])
-    theirs = steps(torch.from_numpy(noise).permute(2, 0, 1))
-    difference = (torch.from_numpy(ours.copy()).int() - theirs.int()).abs()
-    assert difference.max() <= 1
+    pixels = np.random.default_rng(0).integers(0, 255, (109, 89, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    cases = [((74, 74), (64, 64), 148 / 178), ((109, 78), (28, 20), 1.0), ((44, 89), (20, 40), 1.0)]
+    for cut, size, crop in cases:
+        ours = decode(tmp_path / "x.png", size, crop=crop)
+        steps = v2.Compose([v2.CenterCrop(cut), v2.Resize(size, antialias=True)])
+        theirs = steps(torch.from_numpy(pixels).permute(2, 0, 1))
+        assert ours.shape[1:] == theirs.shape[1:]
+        assert (torch.from_numpy(ours.copy()).int() - theirs.int()).abs().max() <= 1
 
 
-def test_the_cache_is_used_and_follows_the_folder(assorted, tmp_path, monkeypatch):
-    name = f"images:{assorted}"
-    first = data.load(name, "train", image_size=16)
-    with monkeypatch.context() as patch:
-        patch.setattr(folders, "decode", lambda *_: pytest.fail("decoded again"))
-        again = data.load(name, "train", image_size=16)
-    assert torch.equal(first.images, again.images)
-    again.images[0] = 0  # copy on write: the cache keeps what it has
-    assert torch.equal(data.load(name, "train", image_size=16).images, first.images)
-    before = {s: shades_of(data.load(name, s, image_size=16)) for s in data.SPLITS}
-    picture(99).save(assorted / "new.png")
-    after = {s: shades_of(data.load(name, s, image_size=16)) for s in data.SPLITS}
-    assert sum(map(len, after.values())) == 49
-    for s in data.SPLITS:  # nothing moved from one split to another
-        assert set(before[s]) <= set(after[s])
-    kept = sorted(p.suffix for p in (tmp_path / "cache" / "images").iterdir())
-    if os.name != "nt":  # where what is mapped can't be deleted
-        assert kept == [".bin", ".json"]  # the older array is gone
+def write_tiff(path: Path, levels: np.ndarray, bits: int, form: int = 1, zero: int = 1) -> None:
+    """A TIFF of these bytes; `form` is 1 for unsigned, 2 signed, 3 float; `zero` 0: white is 0."""
+    import struct
+
+    raw, (height, width) = levels.tobytes(), levels.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, zero), (273, 0)]
+    tags += [(277, 1), (278, height), (279, len(raw)), (339, form)]
+    start = 8 + 2 + 12 * len(tags) + 4
+    file = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, value in tags:
+        file += struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value)
+    path.write_bytes(file + struct.pack("<I", 0) + raw)
 
 
-def test_nothing_half_written_is_left(assorted, tmp_path, monkeypatch):
-    real, calls = folders.decode, []
-
-    def full_disk(*args):
-        calls.append(args)
-        if len(calls) > 10:
-            raise OSError(28, "No space left on device")
-        return real(*args)
-
-    monkeypatch.setattr(folders, "decode", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        data.load(f"images:{assorted}", "train", image_size=16)
-    assert not list((tmp_path / "cache" / "images").iterdir())
+def write_pgm(path: Path, levels: np.ndarray, most: int) -> None:
+    height, width = levels.shape
+    kind = ">u2" if most > 255 else "u1"
+    path.write_bytes(b"P5 %d %d\n%d\n" % (width, height, most) + levels.astype(kind).tobytes())
 
 
-def test_a_build_that_was_killed_between_its_two_files_is_done_again(assorted, tmp_path):
-    name = f"images:{assorted}"
-    first = data.load(name, "train", image_size=16).images.clone()
-    (pixels,) = (tmp_path / "cache" / "images").glob("*.bin")
-    (listing,) = (tmp_path / "cache" / "images").glob("*.json")
-    for path in (pixels, listing):
-        path.unlink()
-        assert torch.equal(data.load(name, "train", image_size=16).images, first)
+RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_brightness_follows_the_declared_depth(tmp_path, share):
+    """Dark pictures stay dark: a ramp up to `share` of the range, in every depth."""
+    wanted = 255 * share * RAMP / 63
+    deep = np.uint16(65535 * share * (RAMP / 63))
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep).save(tmp_path / "little.tif")
+    Image.fromarray(deep.astype(">u2")).save(tmp_path / "big.tif")
+    write_tiff(tmp_path / "white.tif", 65535 - deep, 16, zero=0)
+    if features.check("jpg_2000"):
+        Image.fromarray(deep).save(tmp_path / "deep.jp2")
+    for most in (255, 300, 1023, 4095, 65535):
+        write_pgm(tmp_path / f"{most}.pgm", np.rint(most * share * (RAMP / 63)), most)
+    twelve = np.uint16(4095 * share * (RAMP / 63))
+    pairs = twelve.reshape(-1, 2)  # two levels in three bytes
+    three = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1]], 1)
+    write_tiff(tmp_path / "twelve.tif", (three & 255).astype(np.uint8).reshape(8, 12), 12)
+    tiff = (tmp_path / "twelve.tif").read_bytes()  # its width is in levels, not in bytes
+    (tmp_path / "twelve.tif").write_bytes(
+        tiff.replace(b"\x00\x01\x04\0\x01\0\0\0\x0c", b"\x00\x01\x04\0\x01\0\0\0\x08", 1)
+    )
+    floats = np.float32(share * (RAMP / 63))
+    Image.fromarray(floats).save(tmp_path / "float.tif")
+    write_tiff(tmp_path / "white-float.tif", 1 - floats, 32, form=3, zero=0)
+    for path in sorted(tmp_path.glob("*.*")):
+        difference = np.abs(decode(path, (8, 8), 1)[0] - wanted)
+        assert difference.max() <= 1.5, path.name
 
 
 def test_sixteen_bits_keep_their_brightness(tmp_path):
     for kind, level in (("<u2", 257 * 200), (">u2", 257 * 200), ("<u2", 65535)):
         Image.fromarray(np.full((8, 8), level, kind)).save(tmp_path / "deep.tif")
-        assert (folders.decode(tmp_path / "deep.tif", 4, 1.0) == level // 257).all()
+        assert (decode(tmp_path / "deep.tif", (4, 4)) == level // 257).all()
+
+
+def test_floats_of_one_level_are_that_level(tmp_path):
+    for level in (0.0, 0.5, 1.0):
+        Image.fromarray(np.full((8, 8), level, np.float32)).save(tmp_path / "x.tif")
+        assert (decode(tmp_path / "x.tif", (4, 4)) == round(255 * level)).all()
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("none", "no folder"), ("few", "has 3 readable images"), ("", "no folder")],
+    ("kind", "change", "message"),
+    [
+        ("<f4", lambda x: np.where(x == 9, np.nan, x / 63), "not all finite"),
+        ("<f4", lambda x: np.where(x == 9, np.inf, x / 63), "not all finite"),
+        ("<f4", lambda x: x * np.nan, "not all finite"),
+        ("<f4", lambda x: x / 63 - 0.01, r"outside \[0, 1\]"),
+        ("<f4", lambda x: 255 * (x / 63), r"outside \[0, 1\]"),
+        ("<i2", lambda x: x, "signed integers"),
+        ("<i4", lambda x: x, "signed integers"),
+        ("<u4", lambda x: x, "32-bit integers"),
+        ("i1", lambda x: x, "signed integers"),
+    ],
 )
-def test_bad_folders_are_refused(tmp_path, name, message):
-    (tmp_path / "few").mkdir()
-    for i in range(3):
-        picture(i).save(tmp_path / "few" / f"{i}.png")
-    with pytest.raises(data.DataError, match=message):
-        data.load(f"images:{tmp_path / name if name else '/nowhere'}", "train")
+def test_levels_of_no_known_range_are_refused(tmp_path, kind, change, message):
+    levels = change(RAMP.astype(np.float64)).astype(kind)
+    form = {"f": 3, "i": 2, "u": 1}[levels.dtype.kind]
+    write_tiff(tmp_path / "x.tif", levels, 8 * levels.dtype.itemsize, form)
+    with pytest.raises(Unreadable, match=message):
+        decode(tmp_path / "x.tif", (8, 8))
 
 
-def celeba(root, numbers) -> None:
+def test_pictures_of_any_size_are_decoded_or_named(tmp_path, thirty, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # as if 20 x 30 were a bomb to Pillow
+    monkeypatch.setattr(decoding, "LARGE", 300)
+    monkeypatch.setattr(decoding, "TOO_LARGE", 2**20)
+    shade(50, (20, 30)).save(thirty / "large.png")
+    shade(60, (1, 2000)).save(thirty / "tall.png")
+    shade(70, (2000, 1)).save(thirty / "wide.png")
+    shade(80, (1, 1)).save(thirty / "dot.png")
+    shade(90, (1025, 1025)).save(thirty / "vast.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels, names = array(thirty)
+    found = dict(zip(names, levels_of(pixels), strict=True))
+    assert [found[f"{name}.png"] for name in ("large", "tall", "wide", "dot")] == [50, 60, 70, 80]
+    assert len(names) == 34
+    assert "1 left out, larger than 1 million pixels: vast.png" in capsys.readouterr().out
+    assert Image.MAX_IMAGE_PIXELS == 100  # as it was for others
+
+
+# --- a folder
+
+ENDINGS = ("avif", "jfif", "jp2", "jpe", "j2k", "tga", "qoi", "mpo", "JPG", "pcx", "ppm")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_whatever_pillow_reads_is_taken(tmp_path, ending, thirty):
+    needs = {"avif": "avif", "jp2": "jpg_2000", "j2k": "jpg_2000"}.get(ending)
+    if needs and not features.check(needs):
+        pytest.skip(f"this Pillow has no {needs}")
+    shade(128).save(thirty / f"x.{ending}")
+    pixels, names = array(thirty)
+    assert abs(dict(zip(names, levels_of(pixels), strict=True))[f"x.{ending}"] - 128) <= 1
+    assert len(names) == 31
+
+
+def test_a_picture_without_an_ending_is_taken(thirty, capsys):
+    (thirty / "7.png").rename(thirty / "seven")
+    (thirty / "README").write_text("no picture")
+    assert "seven" in array(thirty)[1]
+    assert "1 left out, no readable images: README" in capsys.readouterr().out
+
+
+def test_what_is_left_out_is_said(thirty, capsys):
+    (thirty / "empty.jpg").write_bytes(b"")
+    (thirty / "torn.png").write_bytes((thirty / "7.png").read_bytes()[:40])
+    (thirty / "fake.jpeg").write_text("not a jpeg at all")
+    for name in ("a.txt", "b.TXT", "c.json", "d.heic", "e.py"):
+        (thirty / name).write_text("no picture")
+    pixels, names = array(thirty)
+    assert len(pixels) == len(names) == 30
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "thirty: 5 left out, of endings that Pillow does not know: 2 .txt, 1 ." in lines[0]
+    assert lines[1] == "thirty: 3 left out, no readable images: empty.jpg, fake.jpeg, torn.png"
+    for i in range(40):
+        (thirty / f"bad{i}.{'jpg' if i % 4 else 'webp'}").write_text("bad")
+    array(thirty)
+    line = capsys.readouterr().out.splitlines()[1]
+    # 30 + empty.jpg, 10, torn.png and fake.jpeg
+    assert "43 left out, no readable images: 31 .jpg, 10 .webp, 1 ." in line
+
+
+def test_hidden_files_and_thumbnails_are_no_pictures(thirty, capsys):
+    before = array(thirty)[1]
+    for below in ("@eaDir/7.png", ".ipynb_checkpoints", ".hidden/deep", "__MACOSX", "Thumbs",
+                  "a/.thumbnails", "$RECYCLE.BIN"):  # fmt: skip
+        (thirty / below).mkdir(parents=True)
+        noise(99).save(thirty / below / "thumbnail.png")
+    noise(98).save(thirty / "._7.png")
+    capsys.readouterr()
+    assert array(thirty)[1] == before
+    files, left_out = folders.image_files(thirty)
+    assert len(files) == 30
+    assert len(left_out["hidden folders or thumbnails"]) == 7
+    assert left_out["hidden files"] == ["._7.png"]
+    # only what is below the folder counts: the folder itself may be hidden
+    thirty.rename(thirty.with_name(".thirty"))
+    assert len(folders.image_files(thirty.with_name(".thirty"))[0]) == 30
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_linked_folders_are_followed_once_and_without_loops(thirty, tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "deep"
+    elsewhere.mkdir(parents=True)
+    for i in range(5):
+        noise(50 + i).save(elsewhere / f"{i}.png")
+    os.symlink(tmp_path / "elsewhere", thirty / "linked")
+    os.symlink("../elsewhere", thirty / "twice")  # the same again
+    os.symlink(thirty, thirty / "loop")
+    os.symlink("itself", thirty / "itself")
+    os.symlink("itself.png", thirty / "itself.png")
+    os.symlink(tmp_path / "gone.png", thirty / "gone.png")
+    os.symlink(elsewhere / "0.png", thirty / "one.png")
+    os.mkfifo(thirty / "pipe.png")  # opening it would wait for ever
+    files, left_out = folders.image_files(thirty)
+    linked = [f"linked/deep/{i}.png" for i in range(5)]
+    assert files == sorted([f"{i}.png" for i in range(30)] + linked + ["one.png"])
+    missing = [name for names in left_out.values() for name in names]
+    assert sorted(missing) == ["gone.png", "itself", "itself.png", "pipe.png"]
+    # a folder that is there keeps its name though a link to it comes first
+    (thirty / "real").mkdir()
+    noise(70).save(thirty / "real" / "x.png")
+    os.symlink("real", thirty / "a-link")
+    assert "real/x.png" in folders.image_files(thirty)[0]
+    assert "a-link/x.png" not in folders.image_files(thirty)[0]
+
+
+def test_copies_are_left_out_where_each_picture_counts_once(thirty, capsys):
+    for name in ("3 (copy).png", "below/3.png", "z.png"):
+        (thirty / name).parent.mkdir(exist_ok=True)
+        (thirty / name).write_bytes((thirty / "3.png").read_bytes())
+    noise(4).save(thirty / "four.bmp")  # the same pixels in another file
+    pixels, names = array(thirty, once=True)
+    assert sorted(names) == sorted(f"{i}.png" for i in range(30))
+    assert "4 left out, copies of others: 3 (copy).png, below/3.png" in capsys.readouterr().out
+    for name, image in zip(names, pixels, strict=True):  # each row is still its file's
+        assert np.array_equal(image.numpy(), decode(thirty / name, (8, 8)))
+    assert len(array(thirty)[1]) == 34
+
+
+def test_what_is_printed_never_costs_a_result(thirty, monkeypatch):
+    names = ["\u00fc.png", "\u65e5\u672c.png", "\U0001f600.png"]
+    if sys.platform == "linux":
+        names += ["a\nb.png", os.fsdecode(b"caf\xe9.png")]
+    for name in names:
+        (thirty / name).write_text("bad")
+    told = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", told)
+    assert len(array(thirty)[1]) == 30
+    told.flush()
+    lines = told.buffer.getvalue().decode("ascii").splitlines()
+    assert len(lines) == 1
+    assert r"\xfc.png" in lines[0]
+    assert r"\u65e5\u672c.png" in lines[0]
+    # and where nothing can be printed, what was decoded is there the next time
+    noise(99).save(thirty / "new.png")
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError, match="No space"):
+        array(thirty)
+    monkeypatch.setattr(folders, "decode", never)
+    assert len(array(thirty)[1]) == 31
+
+
+# --- the cache
+
+
+def kept(tmp_path) -> list[str]:
+    return sorted(p.name for p in (tmp_path / "cache" / "images").iterdir())
+
+
+def test_nothing_puts_out_what_something_else_keeps(thirty, tmp_path, monkeypatch):
+    kinds = [((8, 8), 3, 1.0), ((9, 8), 3, 1.0), ((8, 9), 3, 1.0), ((8, 8), 1, 1.0)]
+    kinds += [((8, 8), 3, 0.5)]
+    first = [array(thirty, size, channels, crop=crop) for size, channels, crop in kinds]
+    monkeypatch.setattr(folders, "decode", never)
+    for (size, channels, crop), (pixels, names) in zip(kinds, first, strict=True):
+        again = array(thirty, size, channels, crop=crop)
+        assert torch.equal(again[0], pixels)
+        assert again[1] == names
+        assert pixels.shape == (30, channels, *size)
+    assert len(kept(tmp_path)) == 2 * len(kinds)
+
+
+def test_celeba_and_a_folder_share_no_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAELIB_DATA", str(tmp_path))
+    celeba(tmp_path, range(1, 41))
+    name = f"images:{tmp_path / 'celeba' / 'img_align_celeba'}"
+    first = {n: data.load(n, "train", image_size=8).images for n in ("celeba", name)}
+    monkeypatch.setattr(folders, "decode", never)
+    for n, images in first.items():
+        assert torch.equal(data.load(n, "train", image_size=8).images, images)
+
+
+def test_the_cache_follows_the_folder_and_what_decodes(thirty, tmp_path, monkeypatch):
+    array(thirty)
+    before = kept(tmp_path)
+
+    def renewed() -> bool:
+        nonlocal before
+        count, real = [], decode
+
+        def counted(*args):
+            count.append(args)
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(folders, "decode", counted)
+            _, names = array(thirty)
+        after, old = kept(tmp_path), before
+        before = after
+        if os.name != "nt":  # where what is mapped can't be deleted
+            assert len(after) == 2  # the older array is gone
+        assert len(count) in (0, len(names))
+        return bool(count) and after != old
+
+    assert not renewed()
+    noise(99).save(thirty / "new.png")
+    assert renewed()
+    noise(98).save(thirty / "new.png")
+    os.utime(thirty / "new.png", ns=(1, 1))
+    assert renewed()
+    (thirty / "new.png").rename(thirty / "newer.png")
+    assert renewed()
+    (thirty / "newer.png").unlink()
+    assert renewed()
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    assert renewed()
+    monkeypatch.setattr(folders, "VERSION", -1)
+    assert renewed()
+    (thirty / "notes.txt").write_text("no picture")
+    assert not renewed()
+
+
+def test_nothing_done_to_a_tensor_reaches_the_cache(thirty):
+    pixels, _ = array(thirty)
+    wanted = pixels.clone()
+    pixels.zero_()
+    assert torch.equal(array(thirty)[0], wanted)
+
+
+def test_a_damaged_cache_is_built_again(thirty, tmp_path):
+    wanted = array(thirty)[0].clone()
+    for damage in (
+        lambda pixels, listing: pixels.unlink(),
+        lambda pixels, listing: listing.unlink(),
+        lambda pixels, listing: pixels.write_bytes(pixels.read_bytes()[:-1]),
+        lambda pixels, listing: listing.write_text("{"),
+        lambda pixels, listing: listing.write_text("[]"),
+    ):
+        (pixels,) = (tmp_path / "cache" / "images").glob("*.bin")
+        damage(pixels, pixels.with_suffix(".json"))
+        assert torch.equal(array(thirty)[0], wanted)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(thirty, tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, "open", lambda *_: Full(), raising=False)
+    with pytest.raises(data.DataError, match=r"No space left on device.*make room") as caught:
+        array(thirty)
+    assert "\n" not in str(caught.value)
+    assert kept(tmp_path) == []
+
+
+def test_a_cache_that_can_not_be_written_is_one_line(thirty, tmp_path):
+    (tmp_path / "cache").write_text("a file in its place")
+    with pytest.raises(data.DataError, match="can't be written"):
+        array(thirty)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOENT])
+def test_unreadable_for_a_moment_is_not_absent_for_good(thirty, number, monkeypatch, capsys):
+    real_open, real_read, denied = Image.open, Path.read_bytes, {f"{i}.png" for i in range(20)}
+
+    def opened(path):
+        if Path(path).name in denied:
+            raise OSError(number, os.strerror(number), str(path))
+        return real_open(path)
+
+    def read(path):
+        if path.name in denied:
+            raise OSError(number, os.strerror(number), str(path))
+        return real_read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", opened)
+        patch.setattr(Path, "read_bytes", read)
+        assert len(array(thirty)[1]) == 10
+        line = capsys.readouterr().out
+        assert f"20 left out, not to be opened now ({os.strerror(number)})" in line
+        patch.setattr(folders, "decode", never)
+        assert len(array(thirty)[1]) == 10  # nothing changed: not decoded again
+    assert len(array(thirty)[1]) == 30
+    monkeypatch.setattr(folders, "decode", never)
+    assert len(array(thirty)[1]) == 30
+
+
+def test_a_folder_without_permission_comes_back_with_it(thirty, monkeypatch, capsys):
+    (thirty / "below").mkdir()
+    noise(77).save(thirty / "below" / "x.png")
+    real = os.scandir
+
+    def denied(folder):
+        if Path(folder).name == "below":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", denied)
+        assert len(array(thirty)[1]) == 30
+    assert "1 left out, folders that can't be opened (Permission denied): below/" in (
+        capsys.readouterr().out
+    )
+    assert len(array(thirty)[1]) == 31
+
+
+@pytest.mark.parametrize("name", ["long" * 60, "caf\u00e9 \u65e5", "[a]*?"])
+def test_folders_of_any_name(tmp_path, name):
+    if os.name == "nt" and "?" in name:
+        pytest.skip("no name there")
+    (tmp_path / name).mkdir()
+    for i in range(5):
+        noise(i).save(tmp_path / name / f"{i}.png")
+    array(tmp_path / name)
+    noise(5).save(tmp_path / name / "5.png")
+    assert len(array(tmp_path / name)[1]) == 6
+    if os.name != "nt":
+        assert len(kept(tmp_path)) == 2
+
+
+# --- CelebA
+
+
+def celeba(root, numbers, spell="{:06}.jpg".format, folder="celeba/img_align_celeba") -> None:
     """A made-up CelebA at half size: one shade a number, and the first two attributes."""
-    folder = root / "celeba" / "img_align_celeba"
-    folder.mkdir(parents=True)
+    (root / folder).mkdir(parents=True)
     lines = [str(len(numbers)), "Smiling Male"]
     for number in numbers:
-        picture(number, (89, 109)).save(folder / f"{number:06}.jpg", quality=95)
+        shade(number, (89, 109)).save(root / folder / spell(number), quality=95)
         lines.append(f"{number:06}.jpg  {1 if number % 2 else -1} -1")
+    (root / "celeba").mkdir(exist_ok=True)
     (root / "celeba" / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
 
 
-def test_part_of_celeba_is_split_in_order_with_its_attributes(tmp_path, monkeypatch):
+def close(images: data.Images, numbers) -> bool:
+    found, numbers = levels_of(images.images), list(numbers)
+    pairs = zip(found, numbers, strict=True)
+    return len(found) == len(numbers) and all(abs(a - b) <= 1 for a, b in pairs)  # JPEG
+
+
+@pytest.fixture
+def at_root(tmp_path, monkeypatch):
     monkeypatch.setenv("VAELIB_DATA", str(tmp_path))
-    celeba(tmp_path, range(1, 101))
+    return tmp_path
+
+
+@pytest.mark.parametrize("spell", ["{:06}.jpg", "{}.jpg", "{:03}.png", "below/{}.jpg"])
+def test_part_of_celeba_is_split_in_order_of_number(at_root, spell):
+    (at_root / "celeba" / "img_align_celeba" / "below").mkdir(parents=True)
+    (at_root / "celeba" / "img_align_celeba" / "below").rmdir()
+    (at_root / "celeba" / "img_align_celeba").rmdir()
+    if "below" in spell:
+        celeba(at_root, range(1, 101), "{}.jpg".format, "celeba/img_align_celeba/img_align_celeba")
+    else:
+        celeba(at_root, range(1, 101), spell.format)
     splits = {s: data.load("celeba", s) for s in data.SPLITS}
-    assert [len(splits[s]) for s in data.SPLITS] == [85, 5, 10]
-    numbers = splits["test"].images.flatten(1).float().mean(1).round().int()
-    assert (numbers - torch.arange(91, 101)).abs().max() <= 1  # jpeg
-    assert splits["test"].attributes["Smiling"].tolist() == [i % 2 == 1 for i in range(91, 101)]
+    for split, numbers in zip(
+        data.SPLITS, (range(1, 86), range(86, 91), range(91, 101)), strict=True
+    ):
+        assert close(splits[split], numbers)
+    test = splits["test"]
+    assert test.attributes["Smiling"].tolist() == [i % 2 == 1 for i in range(91, 101)]
     assert not splits["train"].attributes["Male"].any()
-    assert splits["test"].note == "of 100 images, files of 89x109, 85:5:10 split"
-    some = splits["test"].subset(3)
-    assert len(some.attributes["Male"]) == len(some) == 3
-    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("1\nMale\n000001.jpg 1\n")
-    with pytest.raises(data.DataError, match="does not fit"):
+    assert test.note == "of 100 images, files of 89x109, 85:5:10 split"
+    assert test.things == "faces"
+
+
+PARTITION = {i: (i * 7) % 3 for i in range(1, 31)}  # in no order, as any list may be
+
+
+def comma(rows, header):
+    return "\n".join(",".join(row) for row in [header, *rows])
+
+
+def with_bom(rows, header):
+    return "\ufeff" + comma(rows, header)
+
+
+def spaces(rows, header):
+    return "\n".join("  ".join(row) for row in rows) + "\n\n"
+
+
+def counted(rows, header):
+    return f"{len(rows)}\r\n" + "\r\n".join(" ".join(row) for row in [header[1:], *rows])
+
+
+def backwards(rows, header):
+    return spaces(rows[::-1], header)
+
+
+@pytest.mark.parametrize("write", [comma, with_bom, spaces, counted, backwards])
+@pytest.mark.parametrize("folder", ["", "Eval"])
+def test_the_partition_is_read_image_by_image(at_root, write, folder):
+    celeba(at_root, range(1, 31), "{}.jpg".format)
+    rows = [(f"{i:06}.jpg", str(part)) for i, part in PARTITION.items()]
+    ending = "csv" if write in (comma, with_bom) else "txt"
+    (at_root / "celeba" / folder).mkdir(exist_ok=True)
+    path = at_root / "celeba" / folder / f"list_eval_partition.{ending}"
+    path.write_text(write(rows, ["image_id", "partition"]), encoding="utf-8", newline="")
+    for number, split in enumerate(data.SPLITS):
+        images = data.load("celeba", split, image_size=16)
+        numbers = [i for i, part in PARTITION.items() if part == number]
+        assert close(images, numbers)
+        assert images.attributes["Smiling"].tolist() == [i % 2 == 1 for i in numbers]
+        assert images.note.endswith("official split")
+
+
+def test_an_image_that_is_damaged_moves_no_other(at_root):
+    celeba(at_root, range(1, 31))
+    lines = [f"{i:06}.jpg {part}" for i, part in PARTITION.items()]
+    (at_root / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
+    (at_root / "celeba" / "img_align_celeba" / "000005.jpg").write_text("corrupt")
+    for number, split in enumerate(data.SPLITS):
+        numbers = [i for i, part in PARTITION.items() if part == number and i != 5]
+        assert close(data.load("celeba", split), numbers)
+
+
+@pytest.mark.parametrize("line", ["", "000007.jpg", "000007.jpg 3", "000007.jpg x", "000007 0"])
+def test_a_partition_that_misses_an_image_is_named(at_root, line):
+    celeba(at_root, range(1, 31))
+    lines = [f"{i:06}.jpg {part}" for i, part in PARTITION.items() if i != 7]
+    path = at_root / "celeba" / "list_eval_partition.txt"
+    path.write_text("\n".join([*lines, line]))
+    with pytest.raises(data.DataError, match=r"no split for 1 of .*000007.jpg.*fetch it again"):
         data.load("celeba", "train")
-    (tmp_path / "celeba" / "list_attr_celeba.txt").write_text("\n\n")  # damaged: as if not there
+    path.write_text("\n\n")  # nothing in it: as if not there
+    assert "85:5:10" in data.load("celeba", "train").note
+
+
+def test_a_part_of_one_split_only_is_split_in_order_of_number(at_root):
+    celeba(at_root, range(1, 31))
+    lines = [f"{i:06}.jpg {0 if i <= 162770 else 1}" for i in range(1, 41)]
+    (at_root / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
+    assert data.load("celeba", "test").note == "of 30 images, files of 89x109, 85:5:10 split"
+
+
+def test_attributes_in_other_formats(at_root):
+    celeba(at_root, range(1, 31))
+    path = at_root / "celeba" / "list_attr_celeba.txt"
+    text = path.read_text()
+    _, header, *rows = text.split("\n")
+    assert data.load("celeba", "val").attributes["Smiling"].tolist() == [False, True]
+
+    def smiling(written, name="list_attr_celeba.txt") -> list[bool]:
+        path.unlink(missing_ok=True)
+        (at_root / "celeba" / name).write_text(written)
+        return data.load("celeba", "train").attributes["Smiling"].tolist()
+
+    wanted = [i % 2 == 1 for i in range(1, 26)]
+    assert smiling("\n".join([header, *rows])) == wanted  # without the count
+    table = ["image_id,Smiling,Male", *(",".join(row.split()) for row in rows)]
+    assert smiling("\n".join(table), "list_attr_celeba.csv") == wanted
+    (at_root / "celeba" / "list_attr_celeba.csv").unlink()
+    (at_root / "celeba" / "Anno").mkdir()
+    assert smiling(text.replace(" -1", " 0"), "Anno/list_attr_celeba.txt") == wanted
+    (at_root / "celeba" / "Anno" / "list_attr_celeba.txt").unlink()
+    # without a header the forty names are the official ones, of which Smiling is the 32nd
+    forty = [f"{i:06}.jpg " + " ".join("1" if j == 31 and i % 2 else "-1" for j in range(40))
+             for i in range(1, 31)]  # fmt: skip
+    assert smiling("\n".join(forty)) == wanted
+    assert data.load("celeba", "train").attributes.keys() >= {"5_o_Clock_Shadow", "Male", "Young"}
+    (at_root / "celeba" / "list_attr_celeba.txt").write_text("\n\n")  # as if not there
     assert data.load("celeba", "train").attributes is None
 
 
-def test_all_of_celeba_has_the_official_partition(tmp_path, monkeypatch):
-    monkeypatch.setenv("VAELIB_DATA", str(tmp_path))
-    celeba(tmp_path, range(1, 31))
-    lines = [f"{i:06}.jpg {0 if i <= 11 else 1 if i <= 13 else 2}" for i in range(1, 31)]
-    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines) + "\n\n")
-    assert [len(data.load("celeba", s)) for s in data.SPLITS] == [11, 2, 17]
-    (tmp_path / "celeba" / "img_align_celeba" / "000005.jpg").write_text("corrupt")
-    assert [len(data.load("celeba", s)) for s in data.SPLITS] == [10, 2, 17]
+@pytest.mark.parametrize(
+    "written",
+    [
+        "1\nMale\n000001.jpg 1\n",
+        "30\nA B C\n" + "\n".join(f"{i:06}.jpg 1 -1" for i in range(1, 31)),
+        "30\nA B\n" + "\n".join(f"{i:06}.jpg 1 7" for i in range(1, 31)),
+        "\n".join(f"{i:06}.jpg 1 -1" for i in range(1, 31)),
+    ],
+)
+def test_attributes_that_do_not_fit_are_named(at_root, written):
+    celeba(at_root, range(1, 31))
+    (at_root / "celeba" / "list_attr_celeba.txt").write_text(written)
+    with pytest.raises(data.DataError, match="does not fit"):
+        data.load("celeba", "train")
 
 
-def test_own_images_train_with_one_command(assorted, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--image_size", "16", "--likelihood", "learned_gaussian", "--widths", "[4,8]"]
-    steps = ["--steps", "4", "--batch_size", "16", "--eval_every", "2", "--flip", "true"]
-    main(["train", "--data", f"images:{assorted}", "-e", "run", *arguments, *steps])
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["image_shape"] == [3, 16, 16]
-    main(["sample", "run", "--mode", "reconstruct"])
-    assert os.path.exists("samples/run-reconstruct.png")
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "CelebA/Img/img_align_celeba",
+        "celeba/Img/img_align_celeba",
+        "img_align_celeba",
+        "celeba-dataset/img_align_celeba/img_align_celeba",
+    ],
+)
+def test_celeba_is_taken_in_other_layouts(at_root, folder):
+    celeba(at_root, range(1, 41), folder=folder)
+    home = at_root / folder.split("/")[0] if "/" in folder else at_root
+    if not home.samefile(at_root / "celeba"):
+        (at_root / "celeba" / "list_attr_celeba.txt").rename(home / "list_attr_celeba.txt")
+    images = data.load("celeba", "test")
+    assert close(images, range(37, 41))
+    assert images.attributes["Smiling"].tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("top", ["img_align_celeba/", ""])
+@pytest.mark.parametrize("below", ["", "Img/"])
+def test_celeba_is_taken_packed(at_root, tmp_path, top, below):
+    celeba(at_root, range(1, 41), folder="made")
+    (at_root / "celeba" / below).mkdir(exist_ok=True)
+    archive = at_root / "celeba" / below / "img_align_celeba.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted((at_root / "made").iterdir()):
+            packed.write(path, top + path.name)
+    assert close(data.load("celeba", "test"), range(37, 41))
+    found = sorted(p.name for p in archive.parent.iterdir() if p.suffix != ".txt")
+    assert found == ["img_align_celeba", "img_align_celeba.zip"]  # nothing half-made beside them
+
+
+def test_a_damaged_archive_is_named(at_root):
+    (at_root / "celeba").mkdir()
+    (at_root / "celeba" / "img_align_celeba.zip").write_bytes(b"PK half of it")
+    with pytest.raises(data.DataError, match=r"img_align_celeba\.zip can't be unpacked"):
+        data.load("celeba", "train")
+    assert [p.name for p in (at_root / "celeba").iterdir()] == ["img_align_celeba.zip"]
+
+
+def test_without_its_downloader_celeba_says_what_to_do(at_root, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(data.DataError, match="pip install gdown") as caught:
+        data.load("celeba", "train")
+    assert "img_align_celeba" in str(caught.value)
+    assert "\n" not in str(caught.value)

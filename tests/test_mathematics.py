@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from vaelib import evaluation
-from vaelib.data import Images
-from vaelib.evaluation import importance_weighted_bound, log_weights
+from vaelib import evaluation, priors
+from vaelib.data import Images, seen_by
+from vaelib.evaluation import decoded_log_weights, elbo_terms, importance_weighted_bound
+from vaelib.hardware import compiled
 from vaelib.likelihoods import Bernoulli, Gaussian, log_likelihood
 from vaelib.models import VAE
-from vaelib.objectives import elbo, kl_per_dimension
+from vaelib.objectives import elbo, iwae
+from vaelib.priors import StandardNormal
 
 
 @pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (1.3, 0.4), (-2.0, 0.05), (0.5, 2.0)])
@@ -23,7 +25,7 @@ def test_kl_against_quadrature(mu, sigma):
     log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
     expected = np.trapezoid(np.exp(log_q) * (log_q - log_p), z)
     q_z = Normal(*torch.tensor([[[mu]], [[sigma]]], dtype=torch.float64))
-    assert kl_per_dimension(q_z).item() == pytest.approx(expected, abs=1e-9)
+    assert StandardNormal(1).kl_per_dim(q_z).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_bernoulli_by_hand():
@@ -69,6 +71,134 @@ def test_elbo_terms_are_their_definition(small_vae):
     torch.testing.assert_close(terms.objective, log_px_z - 3 * kl, rtol=1e-4, atol=1e-3)
 
 
+def by_hand(model, x, eps):
+    """log p(x|z), log p(z), log q(z|x) at z = mu + sigma eps, each (K, B), from the formulas."""
+    q_z = model.encode(x)
+    z = q_z.mean + q_z.stddev * eps
+    pixels = model.decode(z).mean
+    log_px_z = (x * pixels.log() + (1 - x) * (1 - pixels).log()).sum((-3, -2, -1))
+    constant = z.shape[-1] / 2 * math.log(2 * math.pi)
+    log_pz = -(z**2).sum(-1) / 2 - constant
+    log_qz_x = -(eps**2).sum(-1) / 2 - q_z.stddev.log().sum(-1) - constant
+    return log_px_z, log_pz, log_qz_x
+
+
+def test_elbo_averages_over_its_draws(small_vae):
+    x, eps = (torch.rand(5, 1, 28, 28) > 0.5).float(), torch.randn(4, 5, 3)
+    terms = elbo(small_vae, x, eps, beta=0.5)
+    log_px_z = by_hand(small_vae, x, eps)[0].mean(0)
+    torch.testing.assert_close(terms.log_px_z, log_px_z, rtol=1e-4, atol=1e-3)
+    one_by_one = torch.stack([elbo(small_vae, x, e, beta=0.5).objective for e in eps])
+    torch.testing.assert_close(terms.objective, one_by_one.mean(0), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_iwae_is_its_definition_and_beta_weighs_the_kl(small_vae, beta):
+    x, eps = (torch.rand(5, 1, 28, 28) > 0.5).float(), torch.randn(4, 5, 3)
+    log_px_z, log_pz, log_qz_x = by_hand(small_vae, x, eps)
+    weights = (log_px_z + beta * (log_pz - log_qz_x)).double()
+    bound = (weights - weights.max()).exp().mean(0).log() + weights.max()
+    terms = iwae(small_vae, x, eps, beta=beta)
+    torch.testing.assert_close(terms.objective.double(), bound, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(terms.log_px_z, log_px_z.mean(0), rtol=1e-4, atol=1e-3)
+
+
+class Shifted(torch.nn.Module):
+    """p(z) = N(shift, I): a prior with no closed-form KL to show."""
+
+    def __init__(self, latent_dim: int, shift: float = 1.0):
+        super().__init__()
+        self.latent_dim, self.shift = latent_dim, shift
+
+    def log_prob(self, z):
+        return Normal(self.shift, 1.0).log_prob(z).sum(-1)
+
+    def sample(self, n, generator=None):
+        return self.shift + torch.randn(n, self.latent_dim, generator=generator)
+
+
+def test_another_prior_is_asked_everywhere(monkeypatch, digits):
+    monkeypatch.setitem(priors.PRIORS, "shifted", Shifted)
+    torch.manual_seed(0)
+    model = VAE(latent_dim=3, widths=(8, 16), prior="shifted", prior_args={"shift": 2.0}).eval()
+    assert model.prior.sample(1000).mean().item() == pytest.approx(2.0, abs=0.1)
+    some = digits.subset(20)
+    x = seen_by(model, some.images, torch.Generator().manual_seed(0))
+    q_z, eps = model.encode(x), torch.randn(500, 20, 3)
+    # KL(N(mu, s^2) || N(2, 1)) by its closed form, which the code does not have
+    kl = (((q_z.mean - 2) ** 2 + q_z.variance - 1 - q_z.variance.log()) / 2).sum(1)
+    terms = elbo(model, x, eps)
+    assert terms.kl_per_dim is None
+    spread = (q_z.variance * (1 + (q_z.mean - 2) ** 2)).sum(1).sqrt() / 500**0.5
+    assert ((terms.kl - kl).abs() < 6 * spread).all()
+    block = evaluation.evaluate(model, some, 200, 5)
+    assert "kl_per_dim" not in block
+    log_w = by_hand(model, x[:5], torch.randn(2000, 5, 3))
+    z = q_z.mean[:5] + q_z.stddev[:5] * (eps := torch.randn(2000, 5, 3))
+    log_px_z, _, log_qz_x = by_hand(model, x[:5], eps)
+    log_w = log_px_z + Normal(2.0, 1.0).log_prob(z).sum(-1) - log_qz_x
+    bound = -(log_w.logsumexp(0) - math.log(2000)).mean().item()
+    assert block["bound"]["neg_log_px"][0] == pytest.approx(bound, abs=1.0)
+
+
+def test_wrong_priors_and_likelihoods_say_what_there_is():
+    for wrong, message in (
+        ({"prior": "standart"}, "did you mean standard"),
+        ({"prior_args": {"shift": 1.0}}, "prior standard has no parameter 'shift'.*it has none"),
+        ({"likelihood": "gausian"}, "did you mean gaussian"),
+        ({"likelihood": "gaussian", "likelihood_args": {"sgma": 1.0}}, "did you mean sigma"),
+        ({"likelihood": "gaussian", "likelihood_args": {"sigma": "big"}}, "like its default, 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VAE(**wrong)
+    model = VAE(likelihood="gaussian", likelihood_args={"sigma": 0.25})
+    assert model.likelihood.sigma == 0.25
+
+
+def test_the_bound_and_the_elbo_are_of_the_same_pixels():
+    # q is the prior and the picture does not depend on z: then every weight is p(x) itself, so
+    # that the bound of each image is its ELBO, if both are of the same binarisation
+    torch.manual_seed(0)
+    model = VAE(latent_dim=2, backbone="mlp", hidden=5).eval()
+    for layer in (model.encoder.to_latent, model.decoder.hidden[0]):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.normal_(model.decoder.to_image.bias)
+    grey = torch.randint(0, 256, (9, 1, 28, 28), dtype=torch.uint8)
+    for likelihood in ("bernoulli", "gaussian"):
+        model.likelihood = VAE(backbone="mlp", likelihood=likelihood).likelihood
+        block = evaluation.evaluate(model, Images("made-up", "test", grey), 3, 4, seed=5)
+        found = block["bound"]["neg_log_px"][0], block["bound"]["neg_elbo_same_images"][0]
+        assert found[0] == pytest.approx(found[1], abs=1e-2)
+
+
+def test_a_gaussian_scores_dequantised_pixels(small_vae):
+    images = torch.arange(256, dtype=torch.uint8).repeat(40).reshape(1, 1, 40, 256)
+    model = VAE((1, 40, 256), widths=(8,), likelihood="gaussian")
+    x = seen_by(model, images, torch.Generator().manual_seed(0))
+    cell = x * 256 - images  # where in its cell of width 1/256 each pixel lies
+    assert 0 <= cell.min() < 0.01
+    assert 0.99 < cell.max() <= 1
+    assert set(seen_by(small_vae, images).unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_batches_do_not_change_the_noise(likelihood, digits):
+    # images are turned into floats batch by batch, with the noise of one draw for all of them
+    torch.manual_seed(0)
+    model = VAE(latent_dim=3, widths=(8, 16), likelihood=likelihood).eval()
+    some = digits.subset(37)
+    generator = torch.Generator().manual_seed(4)
+    x = seen_by(model, some.images, generator)
+    eps = torch.randn(37, 3, generator=generator)
+    with torch.inference_mode():
+        whole = elbo(model, x, eps)
+    for batch in (1, 10, 100):
+        terms, _ = elbo_terms(model, some, seed=4, batch=batch)
+        torch.testing.assert_close(terms.log_px_z, whole.log_px_z, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(terms.kl, whole.kl, rtol=1e-4, atol=1e-3)
+
+
 class LinearGaussian(VAE):
     """x = w z + noise in one pixel, whose log p(x) = log N(x; 0, w^2 + sigma^2) is known."""
 
@@ -98,6 +228,7 @@ def test_bound_is_exact_with_the_true_posterior():
     model = LinearGaussian(1.5, 0.5, q_shift=0.0, q_factor=1.0)
     for k in (1, 7):
         bound = importance_weighted_bound(model, X, n_importance=k, chunk=3)
+        assert bound.shape == (3,)
         torch.testing.assert_close(bound, exact_log_px(1.5, 0.5), rtol=1e-4, atol=1e-4)
 
 
@@ -118,7 +249,7 @@ def test_gap_of_the_elbo_is_the_kl_to_the_posterior():
     # E_q[log w] is the ELBO: average over a fine grid of quantiles instead of draws
     u = (torch.arange(20_001) + 0.5).double() / 20_001
     eps = torch.special.ndtri(u).float().reshape(-1, 1, 1)
-    mean = log_weights(model, X, q_z, eps).mean(0)
+    mean = decoded_log_weights(model, X, q_z, eps).mean(0)
     torch.testing.assert_close(mean, exact_log_px(1.5, 0.5) - gap, atol=2e-3, rtol=0)
 
 
@@ -129,8 +260,6 @@ def test_bound_does_not_depend_on_the_chunk(small_vae):
 
 
 def test_compiled_objective_agrees_with_the_eager_one(small_vae):
-    from vaelib.evaluation import compiled
-
     x, eps = (torch.rand(5, 1, 28, 28) > 0.5).float(), torch.randn(5, 3)
     fast = compiled(elbo)
     if fast is elbo:

@@ -9,62 +9,53 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import PartialState
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
-from vaelib import checkpoints, data, evaluation, film, gallery, training
-from vaelib.export import PUBLISHED_PAGES, export
-from vaelib.models import VAE, CheckpointError
-from vaelib.recipes import best_for
-
-
-class UsageError(ValueError):
-    """The command can't be carried out as typed; the message says what to type instead."""
+from vaelib import (
+    checkpoints,
+    data,
+    evaluation,
+    experiments,
+    files,
+    film,
+    gallery,
+    publishing,
+    recipes,
+    run,
+    training,
+)
+from vaelib.arguments import UsageError, train_arguments, train_parser
+from vaelib.export import export
+from vaelib.files import FileError
 
 
 def train(run_dir: str | None, resume: bool, **recipe) -> None:
     """Train a recipe into a run folder, which is then a checkpoint like any other."""
     folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one minds the files
-    if resume:
-        started = checkpoints.read_recipe(folder)
-        recipe = {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}  # as YAML
-        changed = ", ".join(k for k, v in recipe.items() if k != "steps" and v != started.get(k))
-        if changed:
-            raise UsageError(f"{folder} was started with another {changed}; only steps may change")
-        recipe = started | recipe
-    elif first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    recipe["data"] = data.absolute(recipe["data"])
+    if not resume and first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder: name another -e, or add --resume")
-    model_keys = dict(recipe)
-    fields = training.TrainConfig.__dataclass_fields__
-    config = training.TrainConfig(**{k: model_keys.pop(k) for k in fields if k in model_keys})
-    name, image_size = model_keys.pop("data"), model_keys.pop("image_size", 64)
-    init = model_keys.pop("init", None)
-    with PartialState().local_main_process_first():  # one process decodes, the others wait
-        images = {s: data.load(name, s, image_size=image_size) for s in ("train", "val")}
-    torch.manual_seed(config.seed)
-    model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
-    if init and not resume:
-        weights, own = checkpoints.load_checkpoint(init).state_dict(), model.state_dict()
-        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
-            raise UsageError(f"{init} is another model than this one: take the keys of its recipe")
-        model.load_state_dict(weights)
+    model, images, config = training.build(recipe | ({"init": None} if resume else {}))
     if first and not resume:
-        checkpoints.write_recipe(folder, recipe)
+        files.write_recipe(folder, recipe)
     filmed = first and model.latent_dim == 2 and images["val"].labels is not None
-    looked = partial(film.keep_frame, model, images["val"], folder) if filmed else None
-    history = training.fit(model, images, config, folder, resume, looked)
+    on_eval = partial(film.keep_frame, model, images["val"], folder) if filmed else None
+    history = training.fit(model, images, config, folder, resume, on_eval)
     if not first:
         return
+    recipe["plans"] = history.plans
     if config.minutes:  # what came of the clock, in steps
-        recipe |= {"steps": history.rows[-1]["step"], "minutes": None, "pace": history.pace}
-    checkpoints.write_recipe(folder, recipe)
+        recipe |= {"steps": history.rows[-1]["step"], "minutes": None}
+        recipe["clock_steps"] = history.clock_steps
+    files.write_recipe(folder, recipe)
     best = max(history.rows, key=lambda row: row["val_objective"])
-    looked_at = training.CLOCKED_LOOK if config.minutes or config.pace else training.LOOK
-    seen = min(looked_at, len(images["val"]))
+    clocked = config.minutes or config.clock_steps
+    n_eval = min(run.N_EVAL_CLOCKED if clocked else run.N_EVAL, len(images["val"]))
+    name, value = ("-ELBO", "val_elbo") if "val_elbo" in best else ("-objective", "val_objective")
     print(
-        f"{folder}: -ELBO {-best['val_elbo']:.2f} nats on {seen:,} images of {name} val, at step "
-        f"{best['step']:,}.\n"
+        f"{folder}: {name} {-best[value]:.2f} nats on {n_eval:,} images of {recipe['data']} val, "
+        f"at step {best['step']:,}.\n"
         f"Next: vaelib sample {folder} --mode sample; vaelib evaluate {folder}"
     )
 
@@ -152,7 +143,8 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     try:
         images = gallery.images_for(model, folder, "val" if offline else "test")
     except data.DataError as error:
-        if full or not checkpoints.read_recipe(folder)["data"].startswith("mnist"):
+        source = data.source(recipes.read(folder)["data"])
+        if full or source.fallback is None:
             raise
         print(f"{error} Going on with the val_offline block.")
         block_name, images = "val_offline", gallery.images_for(model, folder, "val")
@@ -161,20 +153,20 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
         if full
         else evaluation.evaluate(model, images, **evaluation.quick(model))
     )
-    print("\n".join(evaluation.report(block)))
-    path = folder / checkpoints.METRICS
-    blocks = checkpoints.read_json(folder, path.name) or {}
+    path, blocks = folder / files.METRICS, files.read_metrics(folder)
     old = blocks.get(block_name)
     if old is None or overwrite:
         blocks[block_name] = block
-        checkpoints.write_json(path, dict(sorted(blocks.items())))
+        files.write_json(path, dict(sorted(blocks.items())))
+    if full and (old is None or overwrite or not evaluation.compare(old, block)):
+        (folder / files.PARTIAL).unlink(missing_ok=True)
+    print("\n".join(evaluation.report(block)))
+    if old is None or overwrite:
         print(f"{path}: {block_name} written")
     elif differences := evaluation.compare(old, block):
         raise UsageError(f"{block_name} differs from {path}: {'; '.join(differences)}")
     else:
         print(f"{block_name} agrees with {path} within {evaluation.TOLERANCE} nats")
-    if full:
-        (folder / checkpoints.PARTIAL).unlink(missing_ok=True)
 
 
 def info(name: str) -> None:
@@ -188,10 +180,10 @@ def info(name: str) -> None:
     for part in ("encoder", "decoder"):
         n = sum(p.numel() for p in getattr(model, part).parameters())
         print(f"{part}: {n:,} parameters")
-    print(f"weights: {(folder / checkpoints.WEIGHTS).stat().st_size / 1e6:.2f} MB\n")
-    if (folder / checkpoints.RECIPE).exists():
-        print((folder / checkpoints.RECIPE).read_text())
-    for block_name, block in (checkpoints.read_json(folder, checkpoints.METRICS) or {}).items():
+    print(f"weights: {(folder / files.WEIGHTS).stat().st_size / 1e6:.2f} MB\n")
+    if (folder / files.RECIPE).exists():
+        print((folder / files.RECIPE).read_text())
+    for block_name, block in files.read_metrics(folder).items():
         print("\n".join([block_name, *evaluation.report(block)]))
 
 
@@ -205,39 +197,31 @@ def figures(names: list[str]) -> None:
     for name in names or known:
         if name not in known:
             raise UsageError(f"no published checkpoint {name!r}; there are: {', '.join(known)}")
-        for path in gallery.draw_published(name):
+        for path in publishing.draw_published(name):
             print(path)
-        if (page := PUBLISHED_PAGES / f"{name}.html").exists():
-            export(name, str(page))
-    checkpoints.write_tables()
+    publishing.write_tables()
 
 
 def show_data(name: str) -> None:
     """Fetch or locate a data set and say what is there.
 
     Args:
-        name: mnist, mnist-5k, celeba or images:FOLDER.
+        name: a data set; see `vaelib train --help`.
     """
     print(f"{name}; root {data.root()}")
-    for split in data.SPLITS[: 2 if name == "mnist-5k" else 3]:
+    for split in data.source(name).splits:
         images = data.load(name, split)
         shape = "x".join(map(str, images.images.shape[1:]))
         print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
 
 
-def train_parser() -> ArgumentParser:
-    """A recipe's keys: the data's name, the model's arguments, the fields of TrainConfig."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="checkpoint or YAML file")
-    parser.add_argument("-e", "--run_dir", type=str | None, help="default: runs/<time>")
-    longer = "go on with the run in RUN_DIR, with --steps for longer"
-    parser.add_argument("--resume", action="store_true", help=longer)
-    parser.add_argument("--data", type=str, default="mnist", help=f"one of {', '.join(data.NAMES)}")
-    parser.add_argument("--image_size", type=int, default=64, help="of celeba and images:FOLDER")
-    parser.add_argument("--init", type=str | None, help="checkpoint whose weights to start from")
-    parser.add_class_arguments(VAE, skip={"image_shape"})
-    parser.add_class_arguments(training.TrainConfig)
-    return parser
+def experiment(name: str) -> None:
+    """Run what is missing of an experiment: a recipe, a grid of its keys, several seeds.
+
+    Args:
+        name: of experiments/NAME.yaml, or such a file; results go beside it, as .json.
+    """
+    experiments.run(experiments.find(name))
 
 
 EVALUATE_FLAGS = {
@@ -245,16 +229,19 @@ EVALUATE_FLAGS = {
     "offline": "the block val_offline: the 5,000 validation digits, which need no download",
     "overwrite": "replace the block in metrics.json",
 }
-COMMANDS = {f.__name__: f for f in (sample, evaluate, info, figures, export)} | {"data": show_data}
+FUNCTIONS = (sample, evaluate, info, figures, experiment, export)
+COMMANDS = {f.__name__: f for f in FUNCTIONS} | {"data": show_data}
 
 
 def parse(arguments: list[str]) -> tuple[str, dict]:
     """The command's name and its arguments; a checkpoint's name after -c is its recipe."""
-    parser = ArgumentParser(prog="vaelib", description=__doc__, exit_on_error=False)
+    parser = ArgumentParser(
+        prog="vaelib", description=__doc__, exit_on_error=False, allow_abbrev=False
+    )
     commands = parser.add_subcommands()
     commands.add_subcommand("train", train_parser(), help=train.__doc__)
     for name, function in COMMANDS.items():
-        sub = ArgumentParser(exit_on_error=False)
+        sub = ArgumentParser(exit_on_error=False, allow_abbrev=False)
         if function is evaluate:
             sub.add_argument("name", help="a published checkpoint, or a run folder")
             for flag, what in EVALUATE_FLAGS.items():
@@ -265,32 +252,24 @@ def parse(arguments: list[str]) -> tuple[str, dict]:
             sub.add_function_arguments(function, as_positional=True, as_group=False)
         commands.add_subcommand(name, sub, help=function.__doc__.splitlines()[0])
     arguments = ["--output" if argument == "-o" else argument for argument in arguments]
-    for i, argument in enumerate(arguments[:-1]):
-        if argument in ("-c", "--config") and not Path(arguments[i + 1]).is_file():
-            arguments[i + 1] = str(checkpoints.find(arguments[i + 1]) / checkpoints.RECIPE)
+    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
+        return "train", train_arguments(arguments[1:])
     chosen = parser.parse_args(arguments)
-    values = chosen[chosen.subcommand].as_dict()
-    typed = {argument.split("=")[0].removeprefix("--") for argument in arguments}
-    if values.get("resume"):  # the run's own recipe, but for what was typed
-        values = {k: v for k, v in values.items() if k in typed | {"run_dir", "resume"}}
-    elif values.get("minutes"):  # what suits the time, where nothing else was typed
-        best = best_for(values["minutes"]) | {"pace": None}
-        values |= {key: value for key, value in best.items() if key not in typed}
-    elif "steps" in typed:
-        values["pace"] = None  # of a clocked run, which had other steps
-    return chosen.subcommand, values
+    return chosen.subcommand, chosen[chosen.subcommand].as_dict()
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; whatever is wrong with it is one line and exit status 2."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal can't show is escaped
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         name, chosen = parse(sys.argv[1:] if arguments is None else arguments)
-        chosen.pop("config", None)
         train(**chosen) if name == "train" else COMMANDS[name](**chosen)
     except (
-        ArgumentError, CheckpointError, OSError, TypeError, ValueError,
-        data.DataError, training.TrainingError,
+        ArgumentError, FileError, OSError, TypeError, ValueError, data.DataError,
+        training.TrainingError, experiments.ExperimentError,
     ) as error:  # fmt: skip
         print(f"vaelib: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -4,103 +4,73 @@ A clone has the published ones under checkpoints/. Elsewhere they are fetched fr
 address in $VAELIB_CHECKPOINTS and checked against the SHA-256 sums in manifest.json.
 """
 
-import hashlib
 import json
 import os
-import tempfile
 import time
 import warnings
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import yaml
-from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from vaelib import evaluation
-from vaelib.data import Images
-from vaelib.folders import cache
-from vaelib.models import CONFIG, VAE, WEIGHTS, CheckpointError, read_safetensors
+from vaelib import choices, evaluation, files
+from vaelib.data import TIMEOUT, Images
+from vaelib.files import CheckpointError
+from vaelib.models import VAE
 
 PUBLISHED = Path(__file__).parent.parent / "checkpoints"  # there in a clone alone
 MANIFEST = Path(__file__).parent / "manifest.json"
-RECIPE, METRICS = "train.yaml", "metrics.json"
-LATENTS, ATTRIBUTES = "latents.safetensors", "attributes.safetensors"
-FILM = "film.safetensors"
-PARTIAL = "test_full.partial.json"  # what an interrupted evaluation has done
-FILES = (CONFIG, WEIGHTS, RECIPE, "history.json", METRICS)  # of every published checkpoint
-MORE = (LATENTS, ATTRIBUTES, FILM)  # of some
 ADDRESS = ""  # where the published checkpoints are served; $VAELIB_CHECKPOINTS overrides it
-TIMEOUT = 10.0  # seconds without a byte before a download is given up
-
-
-@contextmanager
-def atomic(path: Path):
-    """A temporary path beside `path` that replaces it at the end, or vanishes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, value) -> None:
-    """Write JSON with a stable layout, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def save(model: VAE, folder: Path | str) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all."""
-    folder = Path(folder)
-    with atomic(folder / WEIGHTS) as temporary:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
-    write_json(folder / CONFIG, model._hub_mixin_config)
+    files.write_model(model, Path(folder))
 
 
-def save_state(path: Path, model: VAE, optimizer, about: dict) -> None:
-    """Weights, optimizer and `about` (JSON) as one safetensors file, whole or not at all."""
-    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in state.items()}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, {"about": json.dumps(about)})
+def save_state(path: Path, model: VAE, optimizers: list, extra: dict, metadata: dict) -> None:
+    """All that a run needs to go on, as one safetensors file, whole or not at all.
+
+    Weights, optimizers, further tensors by name, and what JSON can hold.
+    """
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"extra.{k}": v for k, v in extra.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{k}": v for k, v in state.items()}
+    files.write_tensors(path, tensors, {"run": json.dumps(metadata)})
 
 
-def load_state(path: Path, model: VAE, optimizer) -> dict:
-    """Fill model and optimizer from `save_state`'s file; returns its `about`."""
-    tensors, metadata = read_safetensors(path)
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    state = {}
+def load_state(path: Path, model: VAE, optimizers: list) -> tuple[dict[str, Tensor], dict]:
+    """Fill model and optimizers from `save_state`'s file; returns its `extra` and `metadata`."""
+    tensors, metadata = files.read_tensors(path)
+    if "run" not in metadata:
+        raise CheckpointError(f"{path} is of another version of vaelib; start a new run")
+    states: list[dict] = [{} for _ in optimizers]
     for key, value in tensors.items():
         if key.startswith("optimizer."):
-            _, index, name = key.split(".")
+            _, number, index, name = key.split(".")
+            groups = optimizers[int(number)].param_groups
+            parameter = [p for group in groups for p in group["params"]][int(index)]
             if value.dim():  # the fused optimizer wants the weight's own memory layout
-                value = torch.empty_like(params[int(index)]).copy_(value)
-            state.setdefault(int(index), {})[name] = value
+                value = torch.empty_like(parameter).copy_(value)
+            states[int(number)].setdefault(int(index), {})[name] = value
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    return json.loads(metadata["about"])
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    extra = {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
+    return extra, json.loads(metadata["run"])
 
 
 def keep_tensors(
-    folder: Path, file: str, tensors: dict[str, Tensor], about: dict[str, str]
+    folder: Path, file: str, tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
     """Keep what was derived from a checkpoint's weights beside them, where that can be written."""
-    about = about | {"weights": sha256(folder / WEIGHTS)}
+    metadata = metadata | {"weights": files.sha256(folder / files.WEIGHTS)}
     try:
-        with atomic(folder / file) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, about)
+        files.write_tensors(folder / file, tensors, metadata)
     except OSError as error:
         warnings.warn(
             f"{folder / file} can't be kept ({error}); it will be made again", stacklevel=2
@@ -111,25 +81,27 @@ def kept_tensors(folder: Path, file: str) -> tuple[dict[str, Tensor], dict[str, 
     """What `keep_tensors` has kept; None where there is nothing, or it is of other weights."""
     if not (folder / file).exists():
         return None
-    tensors, about = read_safetensors(folder / file)
-    return (tensors, about) if about.get("weights") == sha256(folder / WEIGHTS) else None
+    tensors, metadata = files.read_tensors(folder / file)
+    same = metadata.get("weights") == files.sha256(folder / files.WEIGHTS)
+    return (tensors, metadata) if same else None
 
 
 def published() -> list[str]:
     """Names of the published checkpoints."""
-    return sorted(json.loads(MANIFEST.read_text()))
+    return sorted(files.read_mapping(MANIFEST))
 
 
 def find(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint: a path as it is, a published name from the clone or the net."""
-    path = Path(name_or_path)
+    path, name = Path(name_or_path), str(name_or_path)
     if path.is_dir():
         return path
-    if str(name_or_path) in published():
-        in_clone = PUBLISHED / name_or_path
-        return in_clone if in_clone.is_dir() else _fetch(str(name_or_path))
+    if name in published():
+        in_clone = PUBLISHED / name
+        return in_clone if in_clone.is_dir() else _fetch(name)
+    near = choices.nearest(name, published())
     raise CheckpointError(
-        f"no checkpoint {str(name_or_path)!r}: neither a folder nor one of {', '.join(published())}"
+        f"no checkpoint {name!r}{near}: neither a folder nor one of {', '.join(published())}"
     )
 
 
@@ -141,127 +113,43 @@ def load_checkpoint(name_or_path: str | Path, device: str = "cpu") -> VAE:
     return VAE.from_pretrained(find(name_or_path)).to(device)
 
 
-def read_json(name_or_path: str | Path, file: str):
-    """One of a checkpoint's JSON files, or None where it has none."""
-    path = find(name_or_path) / file
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); fetch it again") from error
-
-
-def read_recipe(folder: Path) -> dict:
-    """The recipe in a run's or checkpoint's folder."""
-    path = folder / RECIPE
-    if not path.exists():
-        raise CheckpointError(f"{path} is not there: no run here, nothing to resume or redraw")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def write_recipe(folder: Path, recipe: dict) -> None:
-    """Write a recipe as YAML, each list on one line where it fits."""
-    text = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=100)
-    write_text(folder / RECIPE, text)
-
-
 def known_kl(folder: Path) -> list[float] | None:
     """KL per dimension as metrics.json has it, where there is one."""
-    blocks = read_json(folder, METRICS) or {}
-    return next((block["kl_per_dim"] for block in blocks.values()), None)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_manifest() -> None:
-    """Note the SHA-256 of every published file in the package's manifest."""
-    write_json(
-        MANIFEST,
-        {
-            folder.name: {
-                name: sha256(folder / name)
-                for name in FILES + MORE
-                if name in FILES or (folder / name).exists()
-            }
-            for folder in sorted(PUBLISHED.iterdir())
-            if (folder / WEIGHTS).exists()
-        },
-    )
+    blocks = files.read_metrics(folder).values()
+    return next((block["kl_per_dim"] for block in blocks if "kl_per_dim" in block), None)
 
 
 def evaluate_fully(model: VAE, images: Images, folder: Path) -> dict:
-    """The block test_full; what is done of it is kept in the folder, and gone on with."""
-    began, weights = time.perf_counter(), sha256(folder / WEIGHTS)
-    so_far = read_json(folder, PARTIAL) or {}
-    if so_far.get("weights") != weights:
-        so_far = {"weights": weights, "seconds": 0.0, "bounds": []}
+    """The block test_full; what is done of it is kept in the folder, and gone on with.
 
-    def keep(bounds: torch.Tensor) -> None:
-        seconds = so_far["seconds"] + time.perf_counter() - began
-        kept = {"weights": weights, "seconds": seconds, "bounds": bounds.tolist()}
-        write_json(folder / PARTIAL, kept)
-
-    known = torch.tensor(so_far["bounds"])
-    block = evaluation.evaluate(model, images, 5000, None, fast=True, known=known, keep=keep)
-    block["made_with"]["seconds"] += round(so_far["seconds"], 1)
-    return block
-
-
-def pm(pair: list[float]) -> str:
-    """[mean, standard error] as text."""
-    return f"{pair[0]:.2f} ± {pair[1]:.2f}"
-
-
-def results_table(kind: str, every_block: bool) -> str:
-    """The published checkpoints of "digits" or "faces" and their numbers, as Markdown.
-
-    From their metrics.json: every block, or the most thorough one.
+    It is gone on with where all that it depends on is the same: weights, images, samples, seed,
+    precision, and the version of torch.
     """
-    head = "checkpoint | D | MB | block | images | -ELBO | reconstruction | KL | active"
-    head += " | bound (samples)" + (" | bits per dim | sigma | PSNR, dB" if kind == "faces" else "")
-    rows = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
-    for name in published():
-        size = (find(name) / WEIGHTS).stat().st_size / 1e6
-        blocks = list(read_json(name, METRICS).items())  # test_full first, where there is one
-        for block_name, block in blocks if every_block else blocks[:1]:
-            if (kind == "faces") != ("psnr" in block):
-                continue
-            bound, n = block["bound"], block["n_images"]
-            of = ""
-            if bound["n_images"] != n:
-                there = bound["neg_elbo_same_images"][0]
-                of = f"; first {bound['n_images']:,} images, whose -ELBO is {there:.2f}"
-            cells = [
-                f"`{name}`", len(block["kl_per_dim"]), f"{size:.1f}", block_name,
-                f"{n:,} {block['data']} {block['split']}",
-                *(pm(block[key]) for key in ("neg_elbo", "reconstruction", "kl")),
-                block["active_units"],
-                f"{pm(bound['neg_log_px'])} ({bound['n_importance']:,}{of})",
-            ]  # fmt: skip
-            if kind == "faces":
-                cells += [
-                    f"{block['bits_per_dim']:.3f}",
-                    f"{block['sigma']:.4f}",
-                    pm(block["psnr"]),
-                ]
-            rows.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(rows)
+    began, n_importance, seed = time.perf_counter(), 5000, 0
+    key = {
+        "weights": files.sha256(folder / files.WEIGHTS), "data": images.sha256,
+        "n_importance": n_importance, "seed": seed, "torch": torch.__version__,
+        "bf16": evaluation.use_bf16("auto", next(model.parameters()).device),
+    }  # fmt: skip
+    path = folder / files.PARTIAL
+    kept = files.read_mapping(path) if path.exists() else {}
+    if kept.get("key") != key:
+        kept = {"key": key, "seconds": 0.0, "bounds": []}
+    before = kept["seconds"]
 
+    def collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
+        found = kept["bounds"]
+        rest = tqdm(from_image(len(found)), total=n, initial=len(found), unit="image", leave=False)
+        for bound in rest:
+            found.append(bound.item())
+            if len(found) % 100 == 0:
+                kept["seconds"] = before + time.perf_counter() - began
+                files.write_json(path, kept)
+        return torch.tensor(found)
 
-def write_tables() -> None:
-    """Put the tables of results between their markers, in README.md and checkpoints/README.md."""
-    for path in (PUBLISHED.parent / "README.md", PUBLISHED / "README.md"):
-        text = path.read_text(encoding="utf-8")
-        for kind in ("digits", "faces"):
-            begin, end = f"<!-- {kind}: written by `vaelib figures` -->", f"<!-- end of {kind} -->"
-            before, after = text.split(begin)[0], text.split(end)[1]
-            table = results_table(kind, path.parent == PUBLISHED)
-            text = f"{before}{begin}\n{table}\n{end}{after}"
-        write_text(path, text)
+    block = evaluation.evaluate(model, images, n_importance, None, seed, fast=True, collect=collect)
+    block["made_with"]["seconds"] += round(before, 1)
+    return block
 
 
 def _fetch(name: str) -> Path:
@@ -276,9 +164,9 @@ def _fetch(name: str) -> Path:
             "a clone of the repository, or set VAELIB_CHECKPOINTS to an address that serves its "
             "checkpoints/"
         )
-    folder = cache() / "checkpoints" / name
+    folder = files.cache() / "checkpoints" / name
     pooch.get_logger().setLevel("WARNING")
-    for file, sha256 in json.loads(MANIFEST.read_text())[name].items():
+    for file, sha256 in files.read_mapping(MANIFEST)[name].items():
         url = f"{address.rstrip('/')}/{name}/{file}"
         try:
             downloader = pooch.HTTPDownloader(timeout=TIMEOUT)

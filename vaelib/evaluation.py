@@ -5,105 +5,107 @@ nothing depends on the batch size. It is drawn on the CPU: the same on every dev
 """
 
 import math
-import platform
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 from tqdm.auto import tqdm
 
-from vaelib.data import Images, binarise, dequantise
+from vaelib.data import Images, seen_by
+from vaelib.hardware import compiled, environment, use_bf16
 from vaelib.likelihoods import bits_per_dimension, log_likelihood
-from vaelib.objectives import Terms, elbo
+from vaelib.objectives import Terms, elbo, log_weights
 
 ACTIVE_THRESHOLD = 0.01  # Var_x(E_q[z]) above which a dimension is active (Burda et al. 2016)
 TOLERANCE = 0.02  # nats: what another processor's rounding may change in a mean
 
 
-def seen_by(model, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The pixels as the model's likelihood takes them: binarised, or dequantised into [0, 1].
-
-    Shapes: uint8 (B, C, H, W) -> float (B, C, H, W).
-    """
-    prepare = binarise if model.likelihood.binary else dequantise
-    return prepare(images, generator)
-
-
 @torch.inference_mode()
 def elbo_terms(
-    model, images: Images, seed: int = 0, batch: int = 100, objective=elbo, draws: tuple = ()
+    model, images: Images, seed: int = 0, batch: int = 100, objective=elbo, n_importance: int = 1
 ) -> tuple[Terms, Normal]:
-    """One-sample ELBO terms of every image (or another objective's), and its q(z | x).
+    """ELBO terms of every image (or another objective's) from K draws of z, and its q(z | x).
 
-    `draws` is (K,) for an objective that takes K draws of z.
+    Memory does not grow with the images' pixels: they are turned into floats batch by batch.
     Shapes: N images -> Terms of (N,) and (N, D), Normal (N, D); all on the CPU, in nats.
     """
-    device = next(model.parameters()).device
-    x_all, eps_all = _noisy(model, images, seed, draws)
-    parts = []
-    for x, eps in zip(x_all.split(batch), eps_all.split(batch, dim=-2), strict=True):
+    device, parts = next(model.parameters()).device, []
+    eps_all = _latent_noise(model, images, seed, n_importance, batch)
+    seen = _seen(model, images, torch.Generator().manual_seed(seed), batch)
+    for x, eps in zip(seen, eps_all.split(batch, dim=1), strict=True):
         terms = objective(model, x.to(device), eps.to(device))
-        parts.append([t.cpu() for t in terms])
-    terms = Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        parts.append(_each(lambda t: t.reshape(-1, *t.shape[1:]).cpu(), terms))
+    terms = _each(lambda *column: torch.cat(column), *parts)
     return terms, Normal(terms.q_mean, terms.q_scale)
 
 
-def _noisy(model, images: Images, seed: int, draws: tuple = ()) -> tuple[Tensor, Tensor]:
-    """What the model sees of a whole split, and the noise for its z, from one seed."""
+def _each(function: Callable, *terms: Terms) -> Terms:
+    """`function` over the tensors of several Terms, field by field."""
+    *fields, extras = zip(*terms, strict=True)
+    found = [None if column[0] is None else function(*column) for column in fields]
+    return Terms(*found, {k: function(*(e[k] for e in extras)) for k in extras[0]})
+
+
+def _seen(model, images: Images, generator: torch.Generator, batch: int) -> Iterator[Tensor]:
+    """A split as the model sees it, batch by batch; the noise does not depend on the batches."""
+    for some in images.images.split(batch):
+        yield seen_by(model, some.cpu(), generator)  # (B, C, H, W)
+
+
+def _latent_noise(model, images: Images, seed: int, n_importance: int, batch: int) -> Tensor:
+    """The noise for z, which comes after that for all pixels. Shapes: -> (K, N, D)."""
     generator = torch.Generator().manual_seed(seed)
-    x = seen_by(model, images.images.cpu(), generator)  # (N, C, H, W)
-    return x, torch.randn(*draws, len(images), model.latent_dim, generator=generator)
+    for _ in _seen(model, images, generator, batch):
+        pass  # passes over the pixels' noise
+    return torch.randn(n_importance, len(images), model.latent_dim, generator=generator)
 
 
-@torch.inference_mode()
 def importance_weighted_bound(
-    model,
-    x: Tensor,
-    n_importance: int,
-    seed: int = 0,
-    chunk: int = 250,
-    function=None,
-    known: Tensor | None = None,
-    keep: Callable[[Tensor], None] | None = None,
+    model, x: Tensor, n_importance: int, seed: int = 0, chunk: int = 250
 ) -> Tensor:
     """log (1/K) sum_k p(x, z_k) / q(z_k | x) with z_k from q(z | x): a bound on log p(x).
 
     Its mean rises with K to log p(x). Image i draws its noise from (seed, i), and at most
-    `chunk` latents are decoded at once. `function` may be a compiled `log_weights`. The
-    bounds of the first images may be `known`; `keep` gets all so far, every 100 images.
+    `chunk` latents are decoded at once.
     Shapes: x (N, C, H, W) as the model sees it -> (N,) on the CPU. Units: nats per image.
     Source: Burda et al. 2016, equation 8.
     """
-    function = function or log_weights
-    device = next(model.parameters()).device
-    bounds = [] if known is None else list(known.unsqueeze(1))
-    rest = range(len(bounds), len(x))
-    for i in tqdm(rest, unit="image", leave=False, disable=n_importance * len(rest) < 1e5):
+    every = tqdm(x.split(1), unit="image", leave=False, delay=2)
+    return torch.stack(list(bounds(model, every, n_importance, seed, chunk)))
+
+
+@torch.inference_mode()
+def bounds(
+    model,
+    images: Iterable[Tensor],
+    n_importance: int,
+    seed: int = 0,
+    chunk: int = 250,
+    function: Callable | None = None,
+    first: int = 0,
+) -> Iterator[Tensor]:
+    """The importance-weighted bound of one image after the other; see above.
+
+    `images` are (1, C, H, W) each, the first of them number `first`; `function` may be a
+    compiled `decoded_log_weights`.
+    """
+    function, device = function or decoded_log_weights, next(model.parameters()).device
+    for i, x in enumerate(images, first):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
         eps_all = torch.randn(n_importance, 1, model.latent_dim, generator=generator)
-        x_i = x[i : i + 1].to(device)  # (1, C, H, W)
-        q_z = model.encode(x_i)
-        log_w = [function(model, x_i, q_z, eps.to(device)) for eps in eps_all.split(chunk)]
+        q_z, x = model.encode(x.to(device)), x.to(device)
+        log_w = [function(model, x, q_z, eps.to(device)) for eps in eps_all.split(chunk)]
         # log (1/K) sum_k w_k
-        bounds.append(torch.cat(log_w).logsumexp(0).cpu() - math.log(n_importance))
-        if keep and len(bounds) % 100 == 0:
-            keep(torch.cat(bounds))
-    return torch.cat(bounds)
+        yield torch.cat(log_w).logsumexp(0)[0].cpu() - math.log(n_importance)
 
 
-def log_weights(model, x: Tensor, q_z: Normal, eps: Tensor) -> Tensor:
-    """log w = log p(x|z) + log p(z) - log q(z|x) at z = mu + sigma eps.
-
-    Shapes: x (B, C, H, W), q_z (B, D), eps (K, B, D) -> (K, B). Units: nats.
-    """
+def decoded_log_weights(model, x: Tensor, q_z: Normal, eps: Tensor) -> Tensor:
+    """log w at z = mu + sigma eps. Shapes: x (B, C, H, W), eps (K, B, D) -> (K, B)."""
     z = q_z.loc + q_z.scale * eps  # (K, B, D)
-    log_px_z = log_likelihood(model.decode(z), x)
-    log_pz = Normal(0.0, 1.0, validate_args=False).log_prob(z).sum(-1)
-    log_qz_x = q_z.log_prob(z).sum(-1)
-    return log_px_z + log_pz - log_qz_x
+    return log_weights(model.prior, q_z, z, log_likelihood(model.decode(z), x))
 
 
 def active_units(q_z: Normal) -> int:
@@ -133,27 +135,33 @@ def evaluate(
     n_bound_images: int | None = 1000,
     seed: int = 0,
     fast: bool = False,
-    known: Tensor | None = None,
-    keep: Callable[[Tensor], None] | None = None,
+    collect: Callable[[Callable, int], Tensor] | None = None,
 ) -> dict:
     """One block of metrics: the ELBO on all images, the bound on the first few, in nats.
 
     `fast` computes the bound with a compiled decoder in bf16 where the processor has it;
-    the block says so. `known` and `keep`: see `importance_weighted_bound`.
+    the block says so. `collect(from_image, n)` gathers the bounds of n images, and may know
+    the first ones: `from_image(i)` yields those from image i on.
     Pairs are [mean over images, standard error over images].
     """
     began = time.perf_counter()
+    if not len(images):
+        raise ValueError(f"{images.title} has no images; give at least one")
     terms, q_z = elbo_terms(model, images, seed)
     some = images.subset(n_bound_images) if n_bound_images else images
-    x = _noisy(model, images, seed)[0][: len(some)]
     device = next(model.parameters()).device
     bf16 = fast and use_bf16("auto", device)
     noise = "dynamic" if model.likelihood.binary else "none; dequantised"
-    with torch.autocast(device.type, torch.bfloat16, bf16):
-        function = compiled(log_weights) if fast else None
-        bound = importance_weighted_bound(
-            model, x, n_importance, seed, function=function, known=known, keep=keep
+    function = compiled(decoded_log_weights) if fast else decoded_log_weights
+
+    def from_image(first: int) -> Iterator[Tensor]:
+        seen = _seen(model, some, torch.Generator().manual_seed(seed), 1)  # as for the ELBO
+        return bounds(
+            model, islice(seen, first, None), n_importance, seed, function=function, first=first
         )
+
+    with torch.autocast(device.type, torch.bfloat16, bf16):
+        bound = (collect or _collect)(from_image, len(some))
     block = {
         "data": images.name,
         "split": images.split,
@@ -164,7 +172,6 @@ def evaluate(
         "neg_elbo": mean_and_error(-terms.elbo),
         "reconstruction": mean_and_error(-terms.log_px_z),
         "kl": mean_and_error(terms.kl),
-        "kl_per_dim": [round(v, 4) for v in terms.kl_per_dim.mean(0).tolist()],
         "active_units": active_units(q_z),
         "bound": {
             "neg_log_px": mean_and_error(-bound),
@@ -175,6 +182,8 @@ def evaluate(
         },
         "made_with": environment(device) | {"seconds": round(time.perf_counter() - began, 1)},
     }
+    if terms.kl_per_dim is not None:
+        block["kl_per_dim"] = [round(v, 4) for v in terms.kl_per_dim.mean(0).tolist()]
     if images.note:
         block["note"] = images.note
     if not model.likelihood.binary:
@@ -183,6 +192,11 @@ def evaluate(
         if sigma := getattr(model.likelihood, "sigma", None):
             block["sigma"] = round(sigma, 5)
     return block
+
+
+def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
+    """All bounds, behind a progress bar. Shapes: -> (n,)."""
+    return torch.stack(list(tqdm(from_image(0), total=n, unit="image", leave=False, delay=2)))
 
 
 @torch.inference_mode()
@@ -228,52 +242,14 @@ def compare(old: dict, new: dict) -> list[str]:
         for key in ("sha256", "n_images", "binarisation", "active_units")
         if old[key] != new[key]
     ]
+    found += [
+        f"the bound's {key} was {old['bound'][key]}, is {new['bound'][key]}"
+        for key in ("n_images", "n_importance")
+        if old["bound"][key] != new["bound"][key]
+    ]
     pairs = [(key, old[key][0], new[key][0]) for key in ("neg_elbo", "reconstruction", "kl")]
     pairs.append(("bound", old["bound"]["neg_log_px"][0], new["bound"]["neg_log_px"][0]))
     for key, before, now in pairs:
         if not abs(before - now) <= TOLERANCE:
             found.append(f"{key} was {before}, is {now}")
     return found
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the networks compute in bf16: where asked, or where the hardware does it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def compiled(function):
-    """`function` through torch.compile, or as it is where there is no C++ compiler."""
-    import logging
-
-    from torch._inductor import cpp_builder
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except Exception:  # inductor has no public name for "there is no compiler"
-        return function
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA on a CPU machine
-    torch.compiler.reset()  # it keeps eight versions of a function, and a notebook may ask for more
-    return torch.compile(function, dynamic=False)
-
-
-def environment(device: torch.device) -> dict:
-    """Versions and hardware, for the record."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.split(":")[1].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-        if line.startswith("model name")
-    ]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-    }

@@ -7,21 +7,19 @@ which every block of `vaelib.blocks` stands a second time.
 import base64
 import html
 import json
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vaelib import checkpoints
-from vaelib.checkpoints import write_text
-from vaelib.likelihoods import LIKELIHOODS
+from vaelib.files import write_text
 
 INTRO = (
     "Move a slider, and the decoder of this variational autoencoder draws what belongs to that "
     "point of its latent space. The network runs here, in your browser: the page works offline."
 )
 SOURCES = Path(__file__).parent / "explorer"
-PUBLISHED_PAGES = checkpoints.PUBLISHED.parent / "docs"  # as a static host serves them
 # what decoder.js needs to know of a module, beside its parameters and children
 FACTS = {
     "Linear": ("in_features", "out_features"),
@@ -61,6 +59,13 @@ def packed(weights: list[Tensor]) -> str:
     return base64.b64encode(flat.numpy().astype("<f2").tobytes()).decode()
 
 
+def page_likelihoods() -> list[str]:
+    """Names of the likelihoods whose mean decoder.js computes: the keys of its list `means`."""
+    source = (SOURCES / "decoder.js").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^const means = {\n(.*?)^};", source, re.DOTALL | re.MULTILINE)
+    return re.findall(r"^  (\w+):", body, re.MULTILINE)
+
+
 def export(name: str, output: str = "explorer.html") -> None:
     """Write a checkpoint as one page of HTML: sliders, map and decoder, with no Python behind.
 
@@ -70,22 +75,30 @@ def export(name: str, output: str = "explorer.html") -> None:
     """
     from vaelib import widgets  # which other commands need not wait for
 
-    model, about = widgets.of_checkpoint(name)
-    size = write_page(model, about, INTRO, Path(output))
+    model, explorer_data = widgets.of_checkpoint(name)
+    size = write_page(model, explorer_data, INTRO, Path(output))
     print(f"{output}: {size / 1e6:.2f} MB; open it in a browser")
 
 
-def write_page(model, about: dict, intro: str, path: Path) -> int:
-    """Write the page of a model; returns its size in bytes. `about`: see `widgets.about`."""
+def write_page(model, explorer_data: dict, intro: str, path: Path) -> int:
+    """Write the page of a model; returns its size in bytes. See `widgets.explorer_data`.
+
+    Raises ValueError for a likelihood or a module that decoder.js does not have.
+    """
+    if model.likelihood_name not in (known := page_likelihoods()):
+        raise ValueError(
+            f"no page can be made with the likelihood {model.likelihood_name}: explorer/decoder.js "
+            f"has the means of {', '.join(known)} alone"
+        )
     weights: list[Tensor] = []
     net = describe(model.decoder, weights)
     net["image_shape"] = model.image_shape
     page = {
-        "net": net, "weights": packed(weights), "about": about,
-        "likelihood": next(k for k, v in LIKELIHOODS.items() if type(model.likelihood) is v),
+        "net": net, "weights": packed(weights), "about": explorer_data,
+        "likelihood": model.likelihood_name,
     }  # fmt: skip
     parts = {
-        "title": html.escape(about["name"]), "intro": intro,
+        "title": html.escape(explorer_data["name"]), "intro": intro,
         "css": (SOURCES / "explorer.css").read_text(encoding="utf-8"),
         "decoder": (SOURCES / "decoder.js").read_text(encoding="utf-8"),
         "explorer": (SOURCES / "explorer.js").read_text(encoding="utf-8"),

@@ -7,6 +7,7 @@ a hundred axes, and gives the same picture.
 import io
 import math
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib.figure
 import numpy as np
@@ -29,6 +30,11 @@ class Figure(matplotlib.figure.Figure):
 
 def tile(images: Tensor, n_columns: int, gap: int = 2) -> np.ndarray:
     """Images side by side on white: (N, C, H, W) in [0, 1] -> (rows, columns, 3) floats."""
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise ValueError(
+            f"images of shape {tuple(images.shape)}: a picture takes (N, C, H, W), N at least 1 "
+            "and C 1 (grey) or 3 (colour)"
+        )
     images = images.detach().float().cpu().clamp(0, 1)
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
@@ -119,51 +125,68 @@ def manifold(images: Tensor, ticks: Tensor, title: str = "") -> Figure:
     return figure
 
 
-def latent_map(means: Tensor, labels: Tensor, title: str = "", limit: float = 4.5) -> Figure:
-    """Posterior means of a 2-D model by label, with the prior's contours at 1, 2, 3 sigma.
+def prior_contours(axes, linewidth: float) -> None:
+    """N(0, I) in the latent plane: circles at 1, 2 and 3 sigma."""
+    angle = np.linspace(0, 2 * np.pi, 200)
+    for radius in (1, 2, 3):
+        axes.plot(radius * np.cos(angle), radius * np.sin(angle), "k--", linewidth=linewidth)
 
-    Shapes: means (N, 2), labels (N,).
+
+def latent_map(
+    means: Tensor, labels: Tensor, title: str = "", limit: float = 4.5,
+    things: str = "images", standard_prior: bool = True,
+) -> Figure:  # fmt: skip
+    """Posterior means of a 2-D model by label, with the contours of a prior N(0, I).
+
+    Shapes: means (N, 2), labels (N,). `things` is what the images are called, in the plural.
     """
     figure = Figure((6.4, 5.6), layout="constrained")
     axes = figure.subplots()
     order = torch.randperm(len(means), generator=torch.Generator().manual_seed(0))  # fair overlap
-    z, digits = means[order].cpu().numpy(), labels[order].cpu().numpy()
+    z, labels = means[order].cpu().numpy(), labels[order].cpu().numpy()
     sns.scatterplot(
-        x=z[:, 0], y=z[:, 1], hue=digits, palette=sns.color_palette("colorblind", digits.max() + 1),
+        x=z[:, 0], y=z[:, 1], hue=labels, palette=sns.color_palette("colorblind", labels.max() + 1),
         s=6, linewidth=0, alpha=0.7, legend="full", ax=axes,
     )  # fmt: skip
-    angle = np.linspace(0, 2 * np.pi, 200)
-    for radius in (1, 2, 3):
-        axes.plot(radius * np.cos(angle), radius * np.sin(angle), "k--", linewidth=0.9)
-        axes.annotate(
-            rf"{radius}$\sigma$", (0, -radius), fontsize=8, ha="center", va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
-        )  # fmt: skip
+    if standard_prior:
+        prior_contours(axes, linewidth=0.9)
+        for radius in (1, 2, 3):
+            axes.annotate(
+                rf"{radius}$\sigma$", (0, -radius), fontsize=8, ha="center", va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+            )  # fmt: skip
     centres = {}  # colour alone does not tell ten classes apart
-    for digit in np.unique(digits):
-        centre = np.median(z[digits == digit], 0)
+    for label in np.unique(labels):
+        centre = np.median(z[labels == label], 0)
         while any(np.hypot(*(centre - other)) < 0.4 for other in centres.values()):
             centre = centre + np.array([0.2, 0.0])  # beside the one it would cover
-        centres[digit] = centre
+        centres[label] = centre
         axes.annotate(
-            str(digit), centre, fontsize=10, weight="bold", ha="center", va="center",
+            str(label), centre, fontsize=10, weight="bold", ha="center", va="center",
             bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white"},
         )  # fmt: skip
     outside = int((np.abs(z) > limit).any(1).sum())
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=title)
-    axes.set_xlabel("z[0]" + (f"   ({outside} digits lie outside)" if outside else ""))
+    axes.set_xlabel("z[0]" + (f"   ({outside} {things} lie outside)" if outside else ""))
     axes.set_ylabel("z[1]")
-    axes.legend(title="digit", loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2.5)
+    kind = things.removesuffix("s")
+    axes.legend(title=kind, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2.5)
     return figure
 
 
-def latent_histogram(z: Tensor, kl_per_dim: Tensor, title: str = "") -> Figure:
-    """Every latent dimension of draws from q(z | x), over images, against N(0, 1).
+def latent_histogram(
+    z: Tensor, kl_per_dim: Tensor | list[float] | None, title: str = "",
+    order: Sequence[int] | None = None, prior_draws: Tensor | None = None,
+) -> Figure:  # fmt: skip
+    """Every latent dimension of draws from q(z | x), over images, against the prior.
 
-    Shapes: z (N, D) one draw per image, kl_per_dim (D,) nats; the dimension that carries
-    most nats comes first. Bars above 0.9 are cut off.
+    The prior is N(0, 1) in each dimension, or what `prior_draws` are of.
+    Shapes: z (N, D) one draw per image, kl_per_dim (D,) nats, prior_draws (M, D). Dimensions
+    come in the given `order`, else that of the most nats first. Bars above 0.9 are cut off.
     """
     n_dims = z.shape[1]
+    if order is None and kl_per_dim is not None:
+        order = torch.as_tensor(kl_per_dim).argsort(descending=True).tolist()
     n_columns = min(10, n_dims)
     n_rows = math.ceil(n_dims / n_columns)
     size = 2.6 if n_dims <= 3 else 1.15
@@ -173,11 +196,16 @@ def latent_histogram(z: Tensor, kl_per_dim: Tensor, title: str = "") -> Figure:
     density = np.exp(-(line**2) / 2) / math.sqrt(2 * math.pi)
     for axes in grid.flat[n_dims:]:
         axes.set_visible(False)
-    for axes, dim in zip(grid.flat, kl_per_dim.argsort(descending=True).tolist(), strict=False):
+    for axes, dim in zip(grid.flat, order or range(n_dims), strict=False):
         heights, _ = np.histogram(z[:, dim].cpu().numpy(), edges, density=True)
         axes.stairs(heights, edges, fill=True, color=BLUE, alpha=0.75)
-        axes.plot(line, density, color=ORANGE, linewidth=1.6)
-        axes.set_title(f"z[{dim}]: {kl_per_dim[dim]:.2f} nats", fontsize=7, pad=2)
+        if prior_draws is None:
+            axes.plot(line, density, color=ORANGE, linewidth=1.6)
+        else:
+            heights, _ = np.histogram(prior_draws[:, dim].cpu().numpy(), edges, density=True)
+            axes.stairs(heights, edges, color=ORANGE, linewidth=1.6)
+        nats = "" if kl_per_dim is None else f": {kl_per_dim[dim]:.2f} nats"
+        axes.set_title(f"z[{dim}]{nats}", fontsize=7, pad=2)
         axes.tick_params(labelsize=7)
         axes.set(xlim=(-4, 4), ylim=(0, 0.9), xticks=(-3, 0, 3), yticks=(0, 0.4, 0.8))
     figure.suptitle(title, fontsize=10)
@@ -187,20 +215,28 @@ def latent_histogram(z: Tensor, kl_per_dim: Tensor, title: str = "") -> Figure:
 
 
 def loss_curve(rows: list[dict], title: str = "") -> Figure:
-    """-ELBO on train and val, and val's KL, against steps: the rows of a `History`."""
-    figure = Figure((7.2, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """-ELBO on train and val, and val's KL, against steps: the rows of a `History`.
+
+    Where an objective has no ELBO, minus the objective; where it has no KL, that is left out.
+    """
+    column = "elbo" if all("val_elbo" in row for row in rows) else "objective"
+    with_kl = all("val_kl" in row for row in rows)
+    figure = Figure((7.2 if with_kl else 4.2, 3.2), layout="constrained")
+    left, *right = figure.subplots(1, 1 + with_kl, squeeze=False)[0]
     steps = [row["step"] for row in rows]
     for name, colour, style in (("train", BLUE, "-"), ("val", ORANGE, "--")):
-        left.plot(steps, [-row[f"{name}_elbo"] for row in rows], style, color=colour, label=name)
-    lowest = min(-row[key] for row in rows for key in ("train_elbo", "val_elbo"))
+        values = [-row[f"{name}_{column}"] for row in rows]
+        left.plot(steps, values, style, color=colour, label=name)
+    lowest = min(-row[f"{split}_{column}"] for row in rows for split in ("train", "val"))
     reach = max(22, 0.1 * abs(lowest))
-    left.set(ylim=(lowest - reach / 11, lowest + reach), ylabel="-ELBO (nats per image)")
+    label = "-ELBO" if column == "elbo" else "-objective"
+    left.set(ylim=(lowest - reach / 11, lowest + reach), ylabel=f"{label} (nats per image)")
     left.set_xlabel("step")
     left.legend(frameon=False)
-    right.plot(steps, [row["val_kl"] for row in rows], color=ORANGE)
-    right.set(ylabel="KL on val (nats per image)", xlabel="step")
-    for axes in (left, right):
+    for axes in right:
+        axes.plot(steps, [row["val_kl"] for row in rows], color=ORANGE)
+        axes.set(ylabel="KL on val (nats per image)", xlabel="step")
+    for axes in (left, *right):
         axes.grid(alpha=0.3)
         axes.set_xlim(0, steps[-1])
     figure.suptitle(title, fontsize=10)

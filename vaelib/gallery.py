@@ -1,39 +1,53 @@
-"""From a model and images to the pictures of `vaelib sample` and `vaelib figures`.
+"""From a model and images to pictures, one function for each kind.
 
-The model is shown what it was trained on: where its likelihood is Bernoulli, pictures of
-real digits are binarised, and so are the digits that are encoded.
+The model is shown what it was trained on: where its likelihood is Bernoulli, the real images
+in a picture are binarised, and so are those that are encoded.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import MixtureSameFamily
+from torch.distributions import MixtureSameFamily, Normal
 
-from vaelib import checkpoints, data, figures, film, latents
-from vaelib.data import Images
-from vaelib.evaluation import elbo_terms, seen_by
+from vaelib import checkpoints, data, figures, files, latents
+from vaelib.data import Images, seen_by
+from vaelib.evaluation import elbo_terms
 from vaelib.figures import Figure
+from vaelib.files import CheckpointError
+from vaelib.objectives import Terms
 
-ASSETS = checkpoints.PUBLISHED.parent / "readme-assets"
-FOLDERS = {"mnist": "MNIST", "celeba": "CelebA"}  # readme-assets' folder of each data set
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
 MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
 
 
-def images_for(model, folder: Path, split: str = "test", fallback=False) -> Images:
-    """A split of what a checkpoint's recipe names, at the model's size."""
-    source = checkpoints.read_recipe(folder)["data"]
-    if (source, split) == ("mnist-5k", "test"):
-        split = "val"  # it has no test
-    return data.load(source, split, fallback=fallback, image_size=model.image_shape[-1])
+def data_of(folder: Path) -> str:
+    """The data set that a checkpoint's recipe names; CheckpointError where none is named."""
+    path = folder / files.RECIPE
+    recipe = files.read_recipe(folder) if path.exists() else {}
+    if "data" not in recipe:
+        raise CheckpointError(f"{path} names no data; write a line 'data: NAME' into it")
+    return recipe["data"]
+
+
+def images_for(model, folder: Path, split: str = "test", fallback: bool = False) -> Images:
+    """A split of what a checkpoint's recipe names, at the model's size; val where it has no test.
+
+    Raises CheckpointError where the recipe names no data, DataError where it can't be had.
+    """
+    name, (channels, *size) = data_of(folder), model.image_shape
+    if split == "test" and split not in data.source(name).splits:
+        split = "val"
+    return data.load(name, split, fallback=fallback, image_size=tuple(size), channels=channels)
 
 
 def drawn(model, images: Images, seed: int = 0) -> Tensor:
     """One draw from q(z | x) for each image. Shapes: N images -> (N, D)."""
-    q_z = elbo_terms(model, images, seed)[1]
+    return _drawn(elbo_terms(model, images, seed)[1], seed)
+
+
+def _drawn(q_z: Normal, seed: int) -> Tensor:
     noise = torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(seed))
     return q_z.loc + q_z.scale * noise
 
@@ -42,20 +56,26 @@ def aggregate(model, folder: Path) -> MixtureSameFamily:
     """A density fitted to draws from q(z | x) over the training images; kept beside the weights.
 
     A Gaussian mixture, of the first 10,000 images at most; the number of its components is the
-    one best on the validation images.
+    one best on the validation images, of those with 20 training images for each component.
     """
-    if found := checkpoints.kept_tensors(folder, checkpoints.LATENTS):
+    if found := checkpoints.kept_tensors(folder, files.LATENTS):
         return latents.mixture(**found[0])
-    splits = (images_for(model, folder, split).subset(10_000) for split in ("train", "val"))
-    train, val = (drawn(model, images) for images in splits)
-    fits = {n: latents.fit_mixture(train, n) for n in (1, 2, 5, 10, 20) if 20 * n <= len(train)}
-    scores = {n: fit.log_prob(val).mean().item() for n, fit in fits.items()}
+    train, val = (images_for(model, folder, split).subset(10_000) for split in ("train", "val"))
+    if len(train) < 2 or not len(val):
+        raise ValueError(
+            f"{train.name} has {len(train)} training and {len(val)} validation images, too few to "
+            "fit a density to their latents; draw from the prior"
+        )
+    z, z_val = (drawn(model, images) for images in (train, val))
+    numbers = [n for n in (1, 2, 5, 10, 20) if n == 1 or 20 * n <= len(train)]
+    fits = {n: latents.fit_mixture(z, n) for n in numbers}
+    scores = {n: fit.log_prob(z_val).mean().item() for n, fit in fits.items()}
     best = max(scores, key=scores.get)
     parts = fits[best].component_distribution
-    tensors = {"weights": fits[best].mixture_distribution.probs, "means": parts.loc}
-    about = {f"val log-density, {n} components": f"{s:.3f} nats" for n, s in scores.items()}
-    tensors["scale_tril"] = parts.scale_tril
-    checkpoints.keep_tensors(folder, checkpoints.LATENTS, tensors, about)
+    tensors = {"weights": fits[best].mixture_distribution.probs}
+    tensors |= {"means": parts.loc, "scale_tril": parts.scale_tril}
+    metadata = {f"val log-density, {n} components": f"{s:.3f} nats" for n, s in scores.items()}
+    checkpoints.keep_tensors(folder, files.LATENTS, tensors, metadata)
     return fits[best]
 
 
@@ -66,10 +86,9 @@ def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
     the areas under the ROC curve of the test images' means of q(z | x) along either. Empty
     where the data has no attributes.
     """
-    found = checkpoints.kept_tensors(folder, checkpoints.ATTRIBUTES)
+    found = checkpoints.kept_tensors(folder, files.ATTRIBUTES)
     if not found:
-        splits = (images_for(model, folder, split).subset(10_000) for split in ("train", "test"))
-        train, test = splits
+        train, test = (images_for(model, folder, s).subset(10_000) for s in ("train", "test"))
         z, z_test = (elbo_terms(model, images)[1].loc for images in (train, test))
         tensors = {}
         for name, has in (train.attributes or {}).items():
@@ -78,7 +97,7 @@ def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
             ways = torch.stack(latents.attribute_directions(z, has))  # (2, D)
             on_test = [latents.auc(z_test @ way, test.attributes[name]) for way in ways]
             tensors |= {f"{name}.directions": ways, f"{name}.auc": torch.tensor(on_test)}
-        checkpoints.keep_tensors(folder, checkpoints.ATTRIBUTES, tensors, {})
+        checkpoints.keep_tensors(folder, files.ATTRIBUTES, tensors, {})
         found = tensors, {}
     table: dict[str, dict[str, Tensor]] = {}
     for key in sorted(found[0]):
@@ -87,12 +106,27 @@ def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
     return table
 
 
+def shown_directions(table: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of `attributes`, one direction (D,) for each that pictures and sliders show.
+
+    Those are the ones of SHOWN that there are; else the first six.
+    """
+    names = [name for name in SHOWN if name in table] or list(table)[:6]
+    return {name: table[name]["directions"][0] for name in names}
+
+
 @torch.inference_mode()
 def decode(model, z: Tensor) -> Tensor:
     """The mean of p(x | z), which is the picture. Shapes: (..., D) -> (..., C, H, W)."""
-    return model.decode(z).mean
+    return model.decode(z.to(next(model.parameters()).device)).mean.cpu()
 
 
+def is_standard(model) -> bool:
+    """Whether the model's prior is N(0, I)."""
+    return model.prior_name == "standard"
+
+
+@torch.inference_mode()
 def draws(model, n: int, seed: int, density: MixtureSameFamily | None = None) -> tuple[Tensor, str]:
     """Latents to start from, and what to call one: of the prior, or of a density fitted to latents.
 
@@ -100,20 +134,45 @@ def draws(model, n: int, seed: int, density: MixtureSameFamily | None = None) ->
     """
     if density is not None:
         return latents.draw(density, n, seed), "draw from the fitted density"
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, model.latent_dim, generator=generator), "prior draw"
+    return model.prior.sample(n, torch.Generator().manual_seed(seed)), "prior draw"
 
 
 @torch.inference_mode()
-def encode_some(model, images: Images, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`n` images drawn by the seed, as the model sees them, and the means of their q(z | x).
+def encode(model, images: Images, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images as the model sees them, and the means of their q(z | x).
 
-    Shapes: -> (n, C, H, W), (n, D).
+    Shapes: N images -> (N, C, H, W), (N, D).
     """
+    x = seen_by(model, images.images.cpu(), generator)
+    return x, model.encode(x.to(next(model.parameters()).device)).loc.cpu()
+
+
+def encode_some(model, images: Images, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`n` images drawn by the seed, as `encode` gives them."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(images), generator=generator)[:n]
-    x = seen_by(model, images.images[chosen], generator)
-    return x, model.encode(x).loc
+    return encode(model, images[chosen], generator)
+
+
+def order_dims(
+    model, images: Images | None, kl_per_dim: list[float] | None = None
+) -> tuple[list[int], list[float] | None]:
+    """Latent dimensions, those that carry most first, and the nats of each where they are known.
+
+    By the KL that is given, else by that of the first 1,000 images; where the prior has none of
+    a dimension, by how much the posterior mean varies. As numbered where there are no images.
+    """
+    if kl_per_dim is not None:
+        return latents.order_by_kl(torch.tensor([kl_per_dim])).tolist(), kl_per_dim
+    if images is None:
+        return list(range(model.latent_dim)), None
+    return _order(*elbo_terms(model, images.subset(1000)))
+
+
+def _order(terms: Terms, q_z: Normal) -> tuple[list[int], list[float] | None]:
+    if terms.kl_per_dim is None:
+        return latents.order_by_variance(q_z.loc).tolist(), None
+    return latents.order_by_kl(terms.kl_per_dim).tolist(), terms.kl_per_dim.mean(0).tolist()
 
 
 def sample(
@@ -121,7 +180,9 @@ def sample(
 ) -> Figure:
     """Decoded draws from the prior, or from a density fitted to latents."""
     z, _ = draws(model, n_samples, seed, density)
-    source = "N(0, I)" if density is None else "density fitted to q(z | x)"
+    source = "N(0, I)" if is_standard(model) else f"the {model.prior_name} prior"
+    if density is not None:
+        source = "density fitted to q(z | x)"
     return figures.samples(decode(model, z), f"{name}: {n_samples} samples, z ~ {source}")
 
 
@@ -168,10 +229,8 @@ def traverse(
         paths = torch.stack([latents.traversal(z, traverse_dim, values) for z in bases])
         title, labels = f"{name}: z[{traverse_dim}] traversed, one {start} a row", None
     else:
-        order = range(model.latent_dim)
-        if kl_per_dim:
-            order = latents.order_by_kl(torch.tensor([kl_per_dim])).tolist()
-        dims = list(order)[:n_samples]
+        order, kl_per_dim = order_dims(model, images, kl_per_dim)
+        dims = order[:n_samples]
         paths = torch.stack([latents.traversal(bases[0], dim, values) for dim in dims])
         labels = [f"z[{d}]" + (f"  {kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]
         title = f"{name}: one dimension at a time, from one {start}"
@@ -191,13 +250,19 @@ def visualize_latent(model, name: str, images: Images) -> Figure:
     if images.labels is None:
         raise ValueError(f"{images.name} has no labels to colour a map by; try --mode manifold")
     title = f"{name}: means of q(z | x), {len(images):,} {images.things} of {images.title}"
-    return figures.latent_map(elbo_terms(model, images)[1].loc, images.labels, title)
+    z, standard = elbo_terms(model, images)[1].loc, is_standard(model)
+    return figures.latent_map(z, images.labels, title, 4.5, images.things, standard)
 
 
 def manifold(
     model, name: str, n: int = 20, spacing: Literal["inverse_cdf", "linear"] = "inverse_cdf"
 ) -> Figure:
     """The whole 2-D latent space, decoded on a grid."""
+    if spacing == "inverse_cdf" and not is_standard(model):
+        raise ValueError(
+            f"spacing inverse_cdf follows N(0, I), and {name} has the {model.prior_name} prior; "
+            "take spacing linear"
+        )
     z = latents.manifold(n, spacing)
     title = f"{name}: decoded grid, {spacing.replace('_', ' ')} spacing"
     return figures.manifold(decode(model, z), z[:n, 0], title)
@@ -205,67 +270,28 @@ def manifold(
 
 def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
     """Every latent dimension of one draw from q(z | x) per image, against the prior."""
-    kl_per_dim = elbo_terms(model, images, seed)[0].kl_per_dim.mean(0)
-    title = f"{name}: draws from q(z | x) over {images.title} (blue), N(0, 1) (orange)"
-    return figures.latent_histogram(drawn(model, images, seed), kl_per_dim, title)
+    terms, q_z = elbo_terms(model, images, seed)
+    order, kl_per_dim = _order(terms, q_z)
+    prior, prior_draws = "N(0, 1)", None
+    if not is_standard(model):
+        prior, prior_draws = f"the {model.prior_name} prior", draws(model, 10_000, seed)[0]
+    title = f"{name}: draws from q(z | x) over {images.title} (blue), {prior} (orange)"
+    return figures.latent_histogram(_drawn(q_z, seed), kl_per_dim, title, order, prior_draws)
 
 
 def attribute_steps(
     model, name: str, images: Images, directions: dict[str, Tensor], strengths: Tensor, index: int
 ) -> Figure:
     """One image's mean of q(z | x), moved along directions. `directions`: (D,) by name."""
-    x = seen_by(model, images.images[index : index + 1], torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        z = model.encode(x).loc[0]  # (D,)
+    (z,) = encode(model, images[index : index + 1], torch.Generator().manual_seed(0))[1]  # (D,)
     paths = torch.stack([z + strengths.unsqueeze(1) * way for way in directions.values()])
     labels = [key.replace("_", " ").lower() for key in directions]
     title = f"{name}: one of {images.title}, along attributes"
     return figures.traversals(decode(model, paths), strengths, labels, title)
 
 
-def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
-    """Every picture of a published checkpoint, by the kind that ends its file name."""
-    folder = checkpoints.find(name)
-    kl_per_dim = checkpoints.known_kl(folder)
-    start = images
-    if images.labels is not None:
-        start = images[images.labels == 8]  # in loops a change is seen best
-    pictures = {
-        "samples": sample(model, name),
-        "reconstructions": reconstruct(model, name, images),
-        "interpolations": interpolate(model, name, images),
-        "traversals": traverse(model, name, start, kl_per_dim),
-        "latent-histogram": latent_histogram(model, name, images),
-        "loss-curve": figures.loss_curve(
-            checkpoints.read_json(name, "history.json"), f"{name}: training"
-        ),
-        "architecture": figures.architecture(model, f"{name}: stages and their output shapes"),
-    }
-    if images.attributes:
-        density, table = aggregate(model, folder), attributes(model, folder)
-        pictures["samples-aggregate"] = sample(model, name, density=density)
-        ways = {key: table[key]["directions"][0] for key in SHOWN if key in table}
-        strengths = torch.linspace(-1.5, 1.5, 7)
-        pictures["attributes"] = attribute_steps(model, name, images, ways, strengths, 3)
-    if model.latent_dim == 2:
-        pictures["latent-map"] = visualize_latent(model, name, images)
-        pictures["manifold"] = manifold(model, name)
-    return pictures
-
-
-def draw_published(name: str) -> Iterator[Path]:
-    """Draw every picture of a published checkpoint into readme-assets/."""
-    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
-    images = images_for(model, folder)
-    target = ASSETS / FOLDERS[images.name]
-    for kind, figure in published_figures(model, name, images).items():
-        yield save(figure, target / f"{name}-{kind}.png")
-    if (folder / checkpoints.FILM).exists():
-        yield film.save(folder, images_for(model, folder, "val"), target / f"{name}-film.gif")
-
-
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure whole, without a date or version in it: same picture, same bytes."""
-    with checkpoints.atomic(path) as temporary:
+    with files.atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
     return path

@@ -69,6 +69,14 @@ def order_by_kl(kl_per_dim: Tensor) -> Tensor:
     return kl_per_dim.mean(0).argsort(descending=True)
 
 
+def order_by_variance(means: Tensor) -> Tensor:
+    """Latent dimensions from the one whose posterior mean varies most over images to the least.
+
+    Shapes: means of q(z | x) (N, D) -> (D,) int64.
+    """
+    return means.var(0, unbiased=False).argsort(descending=True)
+
+
 def mixture(weights: Tensor, means: Tensor, scale_tril: Tensor) -> MixtureSameFamily:
     """A mixture of M Gaussians with full covariances.
 

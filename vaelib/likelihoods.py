@@ -23,6 +23,57 @@ class Bernoulli(nn.Module):
         return torch.distributions.Bernoulli(logits=logits, validate_args=False)
 
 
+class ExactContinuousBernoulli(torch.distributions.ContinuousBernoulli):
+    """The library's distribution, exact for every logit.
+
+    The library clamps probabilities: beyond a logit of 16, in single precision, its density no
+    longer integrates to 1. With logit l the density on [0, 1] is exp(l x) / A(l),
+    A(l) = (exp(l) - 1) / l, whose logarithm's derivatives are the mean and the variance.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value), value in [0, 1]."""
+        size, near_0, safe = self._sizes()
+        # log A(l) = l/2 + l^2/24 - ...; else with the larger of 1 and exp(l) taken out
+        taylor = size.square() / 24 - size.pow(4) / 2880 + size.pow(6) / 181_440
+        small = self.logits * (value - 0.5) - taylor + size.pow(8) / 9_676_800
+        from_end = torch.where(self.logits > 0, 1 - value, value)
+        large = safe.log() - torch.log1p(-torch.exp(-safe)) - safe * from_end
+        return torch.where(near_0, small, large)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] = 1 / (1 - exp(-l)) - 1 / l."""
+        size, near_0, safe = self._sizes()
+        taylor = size / 12 - size.pow(3) / 720 + size.pow(5) / 30_240 - size.pow(7) / 1_209_600
+        # both for l = -size: the mean's distance from the end that it is near to
+        near_end = torch.where(near_0, 0.5 - taylor, 1 / safe - 1 / torch.expm1(safe))
+        return torch.where(self.logits > 0, 1 - near_end, near_end)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x] = 1 / l^2 - 1 / (4 sinh^2(l/2))."""
+        size, near_0, safe = self._sizes()
+        taylor = 1 / 12 - size.square() / 240 + size.pow(4) / 6048 - size.pow(6) / 172_800
+        # 4 sinh^2(l/2) = exp(l) (1 - exp(-l))^2
+        exact = safe.pow(-2) - torch.exp(-safe) / torch.expm1(-safe).square()
+        return torch.where(near_0, taylor, exact)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile at `value`, in [0, 1]; draws are quantiles of uniform numbers."""
+        size = self.logits.abs().clamp(min=1e-6)
+        u = torch.where(self.logits > 0, 1 - value, value)
+        # from the end where the density is largest: -log(1 - u (1 - exp(-l))) / l
+        near_end = -torch.log1p(u * torch.expm1(-size)) / size
+        return torch.where(self.logits > 0, 1 - near_end, near_end)
+
+    def _sizes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """|l| where it is small, whether it is, and |l| kept from 0 for what divides by it."""
+        size = self.logits.abs()
+        near_0 = size < 1
+        return size.clamp(max=1), near_0, torch.where(near_0, 1.0, size)
+
+
 class ContinuousBernoulli(nn.Module):
     """Pixels anywhere in [0, 1]; Bernoulli's formula, normalised for that.
 
@@ -35,7 +86,7 @@ class ContinuousBernoulli(nn.Module):
 
     def forward(self, logits: Tensor) -> Distribution:
         """logits (B, C, H, W) -> ContinuousBernoulli with the same batch shape."""
-        return torch.distributions.ContinuousBernoulli(logits=logits, validate_args=False)
+        return ExactContinuousBernoulli(logits=logits, validate_args=False)
 
 
 class Gaussian(nn.Module):
@@ -101,6 +152,7 @@ class PixelGaussian(nn.Module):
         return torch.distributions.Normal(mean, scale, validate_args=False)
 
 
+# a likelihood is a class here and a line in this list; its own parameters have defaults
 LIKELIHOODS = {
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,

@@ -4,39 +4,21 @@
 knows about the image comes through z. With skips, p(x | z) would not be a model of x.
 """
 
-import inspect
 import itertools
-import json
 import math
 from pathlib import Path
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
+from vaelib import choices, files
 from vaelib.blocks import ConvBlock, Downsample, ResidualBlock, Upsample, group_norm
 from vaelib.likelihoods import LIKELIHOODS
+from vaelib.priors import PRIORS
+from vaelib.recipes import Arguments
 
 LOGVAR_RANGE = (-12.0, 8.0)  # keeps exp(logvar) finite while the first steps are wild
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged or foreign; the message says what to do."""
-
-
-def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file; CheckpointError if it is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not there; name a folder that has it") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated, damaged or no safetensors file ({error}); fetch it again"
-        ) from error
 
 
 def bottleneck_size(image_shape, widths) -> tuple[int, int]:
@@ -123,7 +105,7 @@ class MLPDecoder(nn.Module):
 
 
 class VAE(nn.Module, PyTorchModelHubMixin):
-    """p(x, z) = N(z; 0, I) p(x | z), with q(z | x) = N(z; mu(x), diag sigma^2(x)).
+    """p(x, z) = p(z) p(x | z), with q(z | x) = N(z; mu(x), diag sigma^2(x)).
 
     Parameters
     ----------
@@ -137,6 +119,9 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         "learned_gaussian" (one sigma, learned) or "pixel_gaussian" (one for each pixel).
     sigma : the standard deviation of "gaussian", and where "learned_gaussian" starts; pixels
         are in [0, 1].
+    likelihood_args : further parameters of the likelihood, by name.
+    prior : p(z): "standard", which is N(0, I).
+    prior_args : parameters of the prior, by name.
     """
 
     def __init__(
@@ -150,30 +135,44 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         n_hidden: int = 1,
         likelihood: str = "bernoulli",
         sigma: float = 0.5,
+        likelihood_args: Arguments | None = None,
+        prior: str = "standard",
+        prior_args: Arguments | None = None,
     ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        self._hub_mixin_config = config = files.plain(config)  # what is saved as config.json
+        image_shape, widths = tuple(config["image_shape"]), config["widths"]
+        latent_dim, sigma = config["latent_dim"], config["sigma"]
         if len(image_shape) != 3 or min(*image_shape, latent_dim) < 1:
             raise ValueError(
-                f"image_shape {tuple(image_shape)} and latent_dim {latent_dim}: "
+                f"image_shape {image_shape} and latent_dim {latent_dim}: "
                 "give (channels, height, width) and latent_dim, all at least 1"
             )
-        if backbone == "unet" and (not widths or min(widths) < 1 or n_res_blocks < 0):
-            raise ValueError(
-                f"widths {widths}, n_res_blocks {n_res_blocks}: give channels per level"
-            )
-        if backbone == "mlp" and min(hidden, n_hidden) < 1:
-            raise ValueError(f"hidden {hidden}, n_hidden {n_hidden}: give at least 1 of each")
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood {likelihood!r}; choose one of {', '.join(LIKELIHOODS)}")
-        self.image_shape = tuple(image_shape)
-        self.latent_dim = latent_dim
-        make = LIKELIHOODS[likelihood]
-        self.likelihood = make(sigma) if likelihood in ("gaussian", "learned_gaussian") else make()
+        self.image_shape, self.latent_dim = image_shape, latent_dim
+        self.likelihood_name, self.prior_name = likelihood, prior
+
+        make = choices.choose("likelihood", likelihood, LIKELIHOODS)
+        arguments = dict(likelihood_args or {})
+        choices.checked(f"likelihood {likelihood}", make, arguments)
+        if "sigma" in choices.own_parameters(make):
+            arguments.setdefault("sigma", sigma)
+        self.likelihood = make(**arguments)
+        make = choices.choose("prior", prior, PRIORS)
+        arguments = choices.checked(f"prior {prior}", make, prior_args or {})
+        self.prior = make(latent_dim, **arguments)
+
         n_params = self.likelihood.n_params
         if backbone == "unet":
+            if not widths or min(widths) < 1 or n_res_blocks < 0:
+                raise ValueError(
+                    f"widths {widths}, n_res_blocks {n_res_blocks}: give channels per level"
+                )
             self.encoder = Encoder(image_shape, latent_dim, widths, n_res_blocks)
             self.decoder = Decoder(image_shape, latent_dim, widths, n_res_blocks, n_params)
         elif backbone == "mlp":
+            if min(hidden, n_hidden) < 1:
+                raise ValueError(f"hidden {hidden}, n_hidden {n_hidden}: give at least 1 of each")
             self.encoder = MLPEncoder(image_shape, latent_dim, hidden, n_hidden)
             self.decoder = MLPDecoder(image_shape, latent_dim, hidden, n_hidden, n_params)
         else:
@@ -194,64 +193,9 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         Stricter than the mixin: an unknown key of the config, a missing, extra or misshapen
         weight is a CheckpointError, and no pickle is ever read.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            return cls._from_files(folder / CONFIG, folder / WEIGHTS)
-        owner_and_name = str(pretrained_model_name_or_path).split("/")
-        if len(owner_and_name) != 2 or not all(owner_and_name) or folder.parent.is_dir():
-            raise CheckpointError(
-                f"no folder {str(folder)!r}; give a folder with {CONFIG} and {WEIGHTS} in it, "
-                "or a hub id (owner/name)"
-            )
-        try:
-            files = [
-                hf_hub_download(
-                    str(pretrained_model_name_or_path),
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    token=token,
-                    local_files_only=local_files_only,
-                    etag_timeout=5,
-                )
-                for name in (CONFIG, WEIGHTS)
-            ]
-        except Exception as error:  # whatever the hub's client raises, it has no model for us
-            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"no folder {str(folder)!r}, and the hub has no such model or can't be reached "
-                f"({reason}); check the name"
-            ) from error
-        return cls._from_files(*files)
-
-    @classmethod
-    def _from_files(cls, config_file: Path | str, weights_file: Path | str) -> "VAE":
-        try:
-            config = json.loads(Path(config_file).read_text(encoding="utf-8"))
-            unknown = sorted(set(config) - set(inspect.signature(cls).parameters))
-            if unknown:
-                raise CheckpointError(f"{config_file} has unknown keys: {', '.join(unknown)}")
-            model = cls(**config)
-        except FileNotFoundError:
-            raise CheckpointError(f"{config_file} is not there: not a checkpoint") from None
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{config_file} describes no VAE: {error}") from error
-        weights, _ = read_safetensors(weights_file)
-        own = model.state_dict()
-        odd = {
-            "missing": sorted(own.keys() - weights.keys()),
-            "extra": sorted(weights.keys() - own.keys()),
-            "misshapen": sorted(
-                k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape
-            ),
-        }
-        if any(odd.values()):
-            found = "; ".join(f"{len(v)} {k} ({v[0]}, ...)" for k, v in odd.items() if v)
-            raise CheckpointError(f"{weights_file} does not fit {CONFIG} beside it: {found}")
-        model.load_state_dict(weights)
-        return model.eval()
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        hub["local_files_only"] = local_files_only
+        return files.read_model(cls, pretrained_model_name_or_path, hub)
 
     def encode(self, x: Tensor) -> Normal:
         """q(z | x). Shapes: x (B, C, H, W) in [0, 1] -> Normal with batch shape (B, D)."""
@@ -270,6 +214,13 @@ class VAE(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"z of shape {tuple(z.shape)}; this model has D = {self.latent_dim}")
         params = self.decoder(z.reshape(-1, self.latent_dim)).float()
         return self.likelihood(params.unflatten(0, z.shape[:-1]))
+
+    def initialise(self, std: float) -> None:
+        """Draw every weight and bias from N(0, std^2), but for norms, sigmas and the prior's."""
+        for part in (*self.encoder.modules(), *self.decoder.modules()):
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                for parameter in part.parameters():
+                    nn.init.normal_(parameter, 0.0, std)
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Normal, Tensor, Distribution]:
         """q(z | x), one z drawn from it by reparameterisation, and p(x | z).

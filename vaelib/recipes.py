@@ -1,61 +1,100 @@
-"""A run's recipe, and what it asks of each step: how far along, which rate, which images.
+"""A recipe: the data, the model and the run, by key; and what follows from it at each step.
 
-Every random number of step t comes from a generator seeded by (seed, t), so a run that was
-killed and resumed draws what it would have drawn, and two processes draw the global batch's
-numbers and take their slices of it.
+No torch here: the command line reads this to explain itself.
 """
 
 import math
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
+from vaelib import files
 
 HUNDREDTHS = 100  # into which a clocked run divides its time
+# what a key meant when recipes did not have it yet
+WHEN_ABSENT = {"decay_vectors": True}
+RENAMED = {"pace": "clock_steps"}
+
+Arguments = dict[str, bool | int | float | list | str]  # by name, as a recipe gives them
+
+
+@dataclass
+class DataConfig:
+    """What to train on, and from which weights.
+
+    data : a data set's name, or images:FOLDER.
+    image_size : of celeba and images:FOLDER: the side of a square, or [height, width].
+    channels : of celeba and images:FOLDER: 3 for colour, 1 for grey.
+    init : checkpoint whose weights to start from.
+    """
+
+    data: str = "mnist"
+    image_size: int | list[int] = 64
+    channels: int = 3
+    init: str | None = None
 
 
 @dataclass
 class TrainConfig:
     """How to train. These are the keys of a recipe, beside the data's and the model's.
 
-    objective : what is maximised, a function of `vaelib.objectives`.
-    n_importance : draws of z per image, for objectives that take several.
+    objective : what is maximised, one of `vaelib.objectives.OBJECTIVES`.
+    objective_args : its own parameters, by name.
+    n_importance : draws of z per image, K.
     beta : weight of the KL; 1 is the ELBO.
     kl_warmup : steps over which that weight rises linearly from 0.
     steps : optimiser steps.
     minutes : of wall clock, in place of `steps`: the schedule follows the clock.
-    pace : the step at which each hundredth of a clocked run began, to replay it exactly.
+    clock_steps : the step at which each hundredth of a clocked run began, to replay it exactly.
+    plans : of a run that was made longer: [until, steps] of each earlier plan, in order; up to
+        that step the schedule was the one for so many steps.
     batch_size : images per step, over all processes together.
     accumulate : parts into which a process cuts its share of a batch, one after the other, to
         fit in memory: the gradient is the whole batch's.
-    lr : peak learning rate of AdamW: linear warm-up over 10 % of the run, then cosine to 0.
-    weight_decay : AdamW's.
+    optimizer : adamw, adam or adagrad.
+    optimizer_args : its further arguments as torch.optim names them, betas say.
+    lr : peak learning rate.
+    schedule : of the learning rate: cosine (a linear warm-up over 10 % of the run, then down to
+        0), constant, or steps (times `lr_factor` at each epoch of `lr_epochs`).
+    lr_epochs, lr_factor : see schedule.
+    weight_decay : the optimiser's.
+    decay_vectors : let weight decay shrink norms, biases and sigmas too (tensors of fewer than
+        two dimensions).
+    init_std : draw the initial weights and biases from N(0, init_std^2); null: each layer's own.
     clip : largest norm of the gradient, in nats per parameter unit.
     precision : bf16 or fp32 for the networks (the loss is always fp32); auto takes bf16
         where the processor computes in it.
     flip : mirror each image left to right with probability 1/2, anew in every batch.
     compile : use torch.compile where there is a compiler.
-    eval_every : steps between looks at the validation split; a clocked run looks at each
-        tenth of its time, at 1,000 images.
+    eval_every : steps between evaluations on the validation split; a clocked run is evaluated
+        at each tenth of its time, on 1,000 images.
     seed : of everything random.
     tensorboard : also write TensorBoard files into the run folder.
     """
 
-    objective: Literal["elbo", "iwae"] = "elbo"
+    objective: str = "elbo"
+    objective_args: Arguments = field(default_factory=dict)
     n_importance: int = 1
     beta: float = 1.0
     kl_warmup: int = 0
     steps: int = 2000
     minutes: float | None = None
-    pace: list[int] | None = None
+    clock_steps: list[int] | None = None
+    plans: list[list[int]] = field(default_factory=list)
     batch_size: int = 64
     accumulate: int = 1
+    optimizer: Literal["adamw", "adam", "adagrad"] = "adamw"
+    optimizer_args: Arguments = field(default_factory=dict)
     lr: float = 4e-3
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    lr_epochs: list[int] = field(default_factory=list)
+    lr_factor: float = 0.1
     weight_decay: float = 0.05
+    decay_vectors: bool = False
+    init_std: float | None = None
     clip: float = 200.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     flip: bool = False
@@ -65,23 +104,40 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
-        if self.objective == "elbo" and self.n_importance != 1:
-            raise ValueError(f"n_importance is {self.n_importance}; the objective elbo takes 1")
-        above_0 = ("steps", "batch_size", "accumulate", "lr", "eval_every", "clip", "n_importance")
+        above_0 = (
+            "steps", "batch_size", "accumulate", "lr", "lr_factor", "eval_every", "clip",
+            "n_importance",
+        )  # fmt: skip
         for name in above_0:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes is {self.minutes}; give a number above 0, or steps")
-        if self.pace is not None and (
-            self.minutes or len(self.pace) != HUNDREDTHS or sorted(self.pace) != self.pace
+        if self.init_std is not None and not 0 < self.init_std < math.inf:
+            raise ValueError(f"init_std is {self.init_std}; give a number above 0, or null")
+        clock = self.clock_steps
+        if clock is not None and (
+            self.minutes or len(clock) != HUNDREDTHS or sorted(clock) != list(clock)
         ):
             raise ValueError(
-                f"pace is for a run of given steps: {HUNDREDTHS} of them in rising order"
+                f"clock_steps is for a run of given steps: {HUNDREDTHS} of them in rising order"
+            )
+        if bool(self.lr_epochs) != (self.schedule == "steps") or (
+            sorted(self.lr_epochs) != list(self.lr_epochs)
+        ):
+            raise ValueError(
+                f"lr_epochs {self.lr_epochs}: the schedule steps takes epochs in rising order, "
+                f"the others none; it is {self.schedule}"
             )
         for name in ("beta", "kl_warmup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
+def read(path: Path) -> dict:
+    """The recipe in a file or folder; a key that it does not have means what it meant then."""
+    recipe = {RENAMED.get(key, key): value for key, value in files.read_recipe(path).items()}
+    return WHEN_ABSENT | recipe
 
 
 def best_for(minutes: float) -> dict:
@@ -98,83 +154,62 @@ def best_for(minutes: float) -> dict:
     }
 
 
-class Moment(NamedTuple):
-    """One step of a run: its number, how far the run is (0 to 1), whether to look at val."""
+class Step(NamedTuple):
+    """One step of a run: its number, how far the run is (0 to 1), whether to evaluate after it."""
 
-    step: int
-    done: float
-    look: bool
+    number: int
+    progress: float
+    evaluates: bool
 
 
-def moments(config: TrainConfig, start: int, pace: list[int], seconds: float) -> Iterator[Moment]:
+def steps(config: TrainConfig, start: int, clock: list[int], elapsed: float) -> Iterator[Step]:
     """The steps of a run from `start` on; by the clock when the recipe gives minutes.
 
-    A clocked run of which `seconds` have passed divides what is left, once its first step has
-    compiled, into hundredths; the step at which each began is appended to `pace`. A recipe
-    of given steps with that pace takes the same way.
+    A clocked run of which `elapsed` seconds have passed divides what is left, once its first
+    step has compiled, into hundredths; the step at which each began is appended to `clock`. A
+    recipe of given steps with those `clock_steps` takes the same way.
     """
     if not config.minutes:
-        for step in range(start, config.steps):
-            done, look = (step + 1) / config.steps, (step + 1) % config.eval_every == 0
-            if config.pace:
-                done = bisect_right(config.pace, step) / HUNDREDTHS
-                look = step in config.pace[10::10]
-            yield Moment(step, done, look or step + 1 == config.steps)
+        for number in range(start, config.steps):
+            planned = next((steps for until, steps in config.plans if number < until), config.steps)
+            progress, evaluates = (number + 1) / planned, (number + 1) % config.eval_every == 0
+            evaluates = evaluates or number + 1 == planned
+            if config.clock_steps:
+                progress = bisect_right(config.clock_steps, number) / HUNDREDTHS
+                evaluates = number in config.clock_steps[10::10]
+            yield Step(number, progress, evaluates or number + 1 == config.steps)
         return
-    end = time.perf_counter() + 60 * config.minutes - seconds
-    step, before, hundredth, first = start, len(pace), len(pace) + 1, None
+    end = time.perf_counter() + 60 * config.minutes - elapsed
+    number, before, hundredth, first = start, len(clock), len(clock) + 1, None
     while hundredth <= HUNDREDTHS:
-        pace += [step] * (hundredth - len(pace))
-        yield Moment(step, hundredth / HUNDREDTHS, step in pace[10::10])
+        clock += [number] * (hundredth - len(clock))
+        yield Step(number, hundredth / HUNDREDTHS, number in clock[10::10])
         now = time.perf_counter()
         first = first or now
         passed = (now - first) / (end - first) if now < end else 1.0
         hundredth = before + 1 + int((HUNDREDTHS - before) * passed)
-        step += 1
-    pace += [step] * (HUNDREDTHS - len(pace))
-    yield Moment(step, 1.0, True)
+        number += 1
+    clock += [number] * (HUNDREDTHS - len(clock))
+    yield Step(number, 1.0, True)
 
 
-def learning_rate(done: float, config: TrainConfig) -> float:
-    """Linear warm-up over the first tenth of the run, then a cosine down to 0."""
-    warmup = 0.1
-    if done < warmup:
-        return config.lr * done / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+def epoch(step: int, n_train: int, config: TrainConfig) -> float:
+    """How many times the run has seen each training image before this step."""
+    return step * config.batch_size / n_train
+
+
+def learning_rate(progress: float, config: TrainConfig, epoch: float = 0.0) -> float:
+    """The rate when the run is so far (0 to 1), by the recipe's schedule."""
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "steps":
+        return config.lr * config.lr_factor ** bisect_right(config.lr_epochs, epoch)
+    warmup = 0.1  # linear over the first tenth of the run, then a cosine down to 0
+    if progress < warmup:
+        return config.lr * progress / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def kl_weight(step: int, config: TrainConfig) -> float:
     """beta, or less of it while the KL is warming up."""
     return config.beta * min(1.0, (step + 1) / config.kl_warmup if config.kl_warmup else 1.0)
-
-
-def batch_indices(step: int, n_images: int, config: TrainConfig) -> torch.Tensor:
-    """Which images step `step` sees: the next `batch_size` of a fresh shuffle per epoch.
-
-    Shapes: -> (batch_size,) int64. Every image comes once an epoch, whatever the batch size.
-    """
-    first = step * config.batch_size
-    indices = []
-    for epoch in range(first // n_images, (first + config.batch_size - 1) // n_images + 1):
-        start = max(first - epoch * n_images, 0)
-        stop = first + config.batch_size - epoch * n_images
-        indices.append(_shuffle(n_images, _seed(config.seed, 1, epoch))[start:stop])
-    return torch.cat(indices)
-
-
-@lru_cache(maxsize=2)
-def _shuffle(n_images: int, seed: int) -> torch.Tensor:
-    return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of all noise of one step."""
-    return _seed(seed, 2, step)
-
-
-def _seed(*parts: int) -> int:
-    """One 63-bit seed from several small numbers (a multiplicative hash, so none repeat)."""
-    value = 0
-    for part in parts:
-        value = (value * 6364136223846793005 + part + 1442695040888963407) % 2**63
-    return value

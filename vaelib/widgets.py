@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from vaelib import checkpoints, figures, gallery, latents
+from vaelib import checkpoints, data, figures, files, gallery, latents
 from vaelib.data import DataError, Images
-from vaelib.evaluation import elbo_terms, seen_by
+from vaelib.evaluation import elbo_terms
+from vaelib.files import CheckpointError
 
 try:
     import anywidget
@@ -22,7 +23,6 @@ except ImportError:  # a hosted notebook may not have it
     anywidget = None
 
 SOURCES = Path(__file__).parent / "explorer"
-CELEBA = "Learned from CelebA: for non-commercial research only."
 
 
 @torch.inference_mode()
@@ -95,7 +95,7 @@ def _follow(model, sliders: list[ipywidgets.FloatSlider], to_z) -> ipywidgets.HB
 
 
 def live_loss_curve(title: str = ""):
-    """A callback for `fit(on_eval=...)`: one figure in the notebook, redrawn at each look."""
+    """A callback for `fit(on_eval=...)`: one figure in the notebook, redrawn each time."""
     handle = display(display_id=True)
     return lambda history: handle.update(figures.loss_curve(history.rows, title))
 
@@ -125,7 +125,7 @@ def data_url(image: Image.Image) -> str:
 
 
 @torch.inference_mode()
-def about(
+def explorer_data(
     model,
     name: str,
     images: Images | None = None,
@@ -137,14 +137,18 @@ def about(
 ) -> dict:
     """What the explorer has to know of a model, as JSON; see explorer/explorer.js.
 
-    `images` are there to start from, to know each dimension's KL where it is not given, and,
+    `images` are there to start from, to order the dimensions where no KL is given, and,
     with two latent dimensions, to be the map's dots;
     `directions` (D,) by name become sliders; `draws` (N, D) are offered beside the prior's.
+    Raises ValueError for a prior that the explorer can't draw from.
     """
-    n, device = model.latent_dim, next(model.parameters()).device
-    if kl_per_dim is None and images is not None:
-        kl_per_dim = elbo_terms(model, images.subset(1000))[0].kl_per_dim.mean(0).tolist()
-    order = latents.order_by_kl(torch.tensor([kl_per_dim])).tolist() if kl_per_dim else range(n)
+    if not gallery.is_standard(model):
+        raise ValueError(
+            f"{name} has the {model.prior_name} prior, and the explorer draws from N(0, I) alone; "
+            "take widgets.latent_sliders, or vaelib sample"
+        )
+    n = model.latent_dim
+    order, kl_per_dim = gallery.order_dims(model, images, kl_per_dim)
     found = {
         "name": name,
         "shape": list(model.image_shape),
@@ -162,13 +166,12 @@ def about(
         found["points"] = {"z": rounded(z), "labels": labels.int().tolist()}
     if n == 2:
         side = 21
-        grid = model.decode(latents.manifold(side, "linear", limit).to(device)).mean
+        grid = gallery.decode(model, latents.manifold(side, "linear", limit))
         page = Image.fromarray((figures.tile(grid, side, gap=0) * 255).astype("uint8"))
         found["manifold"] = data_url(page.convert("L") if model.image_shape[0] == 1 else page)
     if images is not None and n_starts:
-        some = images.subset(n_starts)
-        x = seen_by(model, some.images, torch.Generator().manual_seed(0))
-        means, kind = model.encode(x.to(device)).loc, images.things.removesuffix("s")
+        x, means = gallery.encode(model, images.subset(n_starts), torch.Generator().manual_seed(0))
+        kind = images.things.removesuffix("s")
         found["starts"] = [
             {"label": f"{kind} {i + 1}", "z": z, "picture": data_url(to_pil_image(picture))}
             for i, (z, picture) in enumerate(zip(rounded(means), x, strict=True))
@@ -184,44 +187,44 @@ def about(
 
 
 def of_checkpoint(name: str) -> tuple[torch.nn.Module, dict]:
-    """A checkpoint's model, and `about` with its images and all that is kept beside its weights.
+    """A checkpoint's model, and its `explorer_data` with images and what is kept beside weights.
 
-    Where its data is not at hand, that is said, and the explorer has no images to start from.
+    Where its data is not at hand, that is said, and the explorer has no images to start from;
+    nor has it where they may not be passed on, as a page would do.
     """
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
-    recipe = checkpoints.read_recipe(folder) if (folder / checkpoints.RECIPE).exists() else {}
-    images = None
-    if recipe.get("data") == "celeba":  # its images may not be passed on, as a page would do
-        terms = {"terms": CELEBA}
-    else:
-        terms = {}
-        try:
+    terms, images = {}, None
+    try:
+        source = data.source(gallery.data_of(folder))
+        if source.terms:
+            terms = {"terms": source.terms}
+        if source.shareable:
             images = gallery.images_for(model, folder, fallback=True)
-        except (DataError, checkpoints.CheckpointError) as error:
-            print(f"{error} Going on without images to start from.")
-    fitted = checkpoints.kept_tensors(folder, checkpoints.LATENTS)
+    except (DataError, CheckpointError) as error:
+        print(f"{error} Going on without images to start from.")
+    fitted = checkpoints.kept_tensors(folder, files.LATENTS)
     draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
-    ways = None
-    if checkpoints.kept_tensors(folder, checkpoints.ATTRIBUTES):
-        table = gallery.attributes(model, folder)
-        ways = {key: table[key]["directions"][0] for key in gallery.SHOWN if key in table}
+    directions = None
+    if checkpoints.kept_tensors(folder, files.ATTRIBUTES):
+        directions = gallery.shown_directions(gallery.attributes(model, folder))
     kl_per_dim = checkpoints.known_kl(folder)
-    return model, terms | about(model, folder.name, images, kl_per_dim, 12, ways, draws)
+    found = explorer_data(model, folder.name, images, kl_per_dim, 12, directions, draws)
+    return model, terms | found
 
 
 if anywidget is None:
 
-    def LatentExplorer(model, about: dict) -> ipywidgets.HBox:
+    def LatentExplorer(model, explorer_data: dict) -> ipywidgets.HBox:
         """Plain sliders in place of the explorer, where anywidget is not installed."""
-        dims = [d["dim"] for d in about["dims"][:10]]
-        return latent_sliders(model, dims=dims, limit=about["limit"])
+        dims = [d["dim"] for d in explorer_data["dims"][:10]]
+        return latent_sliders(model, dims=dims, limit=explorer_data["limit"])
 
 else:
 
     class LatentExplorer(anywidget.AnyWidget):
         """The explorer in a notebook: drag, and the kernel decodes as fast as it can.
 
-        Takes a model and what `about` says of it. Up to three requests are on their way at once
+        Takes a model and its `explorer_data`. Up to three requests are on their way at once
         (explorer/widget.js), so that the picture does not wait for acknowledgements.
         """
 
@@ -229,10 +232,10 @@ else:
             (SOURCES / f"{part}.js").read_text("utf-8") for part in ("explorer", "widget")
         )
         _css = (SOURCES / "explorer.css").read_text("utf-8")
-        about = traitlets.Dict().tag(sync=True)
+        explorer_data = traitlets.Dict().tag(sync=True)
 
-        def __init__(self, model, about: dict):
-            super().__init__(about=about)
+        def __init__(self, model, explorer_data: dict):
+            super().__init__(explorer_data=explorer_data)
             self._model = model
             self.on_msg(self._answer)
 

@@ -157,14 +157,18 @@ function attach(module, weights) {
   return module;
 }
 
-// The mean of p(x | z) from the decoder's output, as bytes
+// The mean of a pixel from the decoder's output v, by the likelihood's name. This is the list of
+// the likelihoods that a page can show: vaelib/export.py reads it here.
+const means = {
+  bernoulli: (v) => 1 / (1 + Math.exp(-v)),
+  // 1 / (1 - exp(-v)) - 1 / v
+  continuous_bernoulli: (v) => Math.abs(v) < 1e-2 ? 0.5 + v / 12 : -1 / Math.expm1(-v) - 1 / v,
+  gaussian: (v) => v,
+  learned_gaussian: (v) => v,
+  pixel_gaussian: (v) => v,
+};
+
+// The mean of p(x | z) as bytes
 function toBytes(x, likelihood) {
-  return Uint8ClampedArray.from(x.data, (v) => {
-    if (likelihood === "bernoulli") return 255 / (1 + Math.exp(-v));
-    if (likelihood === "continuous_bernoulli") {
-      const p = 1 / (1 + Math.exp(-v));
-      return 255 * (Math.abs(v) < 1e-2 ? 0.5 + v / 12 : p / (2 * p - 1) - 1 / v);
-    }
-    return 255 * v;
-  });
+  return Uint8ClampedArray.from(x.data, (v) => 255 * means[likelihood](v));
 }

@@ -8,15 +8,15 @@ export default {
     const waiting = new Map(), view = Math.random(); // one widget may be shown twice
     let number = 0;
     const decode = (z) => new Promise((done, fail) => {
-      const mine = ++number;
+      const request = ++number;
       const timer = setTimeout(() => {
-        waiting.delete(mine);
+        waiting.delete(request);
         fail(new Error("the kernel is busy, or gone: wait, or restart it and run this cell again"));
       }, PATIENCE);
-      waiting.set(mine, { done, fail, timer });
-      model.send({ number: mine, view, z: Array.from(z) });
+      waiting.set(request, { done, fail, timer });
+      model.send({ number: request, view, z: Array.from(z) });
     });
-    const explorer = mount(el, model.get("about"), decode, 3);
+    const explorer = mount(el, model.get("explorer_data"), decode, 3);
     const answered = (answer, buffers) => {
       if (answer.view !== view) return;
       const request = waiting.get(answer.number);

@@ -1,0 +1,58 @@
+"""What is about the machine: bf16, the compiler, and the record of what a number was made with."""
+
+import logging
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the networks compute in bf16: where asked, or where the hardware does it itself."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def cpu_only() -> bool:
+    """Whether to keep to the CPU: where there is no CUDA GPU. Apple's is untried; it is taken
+    when $ACCELERATE_USE_CPU is false.
+
+    Told so, Accelerate also sees the processes that torchrun starts on a CPU.
+    """
+    return not torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "false"
+
+
+def compiled(function):
+    """`function` through torch.compile, or as it is where there is no C++ compiler."""
+    from torch._inductor import cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception:  # inductor has no public name for "there is no compiler"
+        return function
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA on a CPU machine
+    torch.compiler.reset()  # it keeps eight versions of a function, and a notebook may ask for more
+    return torch.compile(function, dynamic=False)
+
+
+def environment(device: torch.device) -> dict:
+    """Versions and hardware, for the record."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [
+        line.split(":")[1].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        if line.startswith("model name")
+    ]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+    }
