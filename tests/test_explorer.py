@@ -339,6 +339,44 @@ def test_the_latest_position_wins_and_the_last_is_shown(page):
     assert page.evaluate("most") <= 3
 
 
+def test_an_answer_that_comes_late_is_not_shown_over_a_newer_one(page):
+    page.set_content("<div id=root></div>")
+    page.add_script_tag(content=(export.SOURCES / "explorer.js").read_text())
+    about = {"name": "t", "shape": [1, 2, 2], "dims": [{"dim": 0, "nats": None}], "limit": 3}
+    page.evaluate(
+        """(about) => {
+            const decode = async (z) => { // the nearer to 0, the longer it takes
+                await new Promise((r) => setTimeout(r, z[0] < 0.5 ? 150 : 10));
+                return new Uint8Array(4).fill(100 + Math.round(50 * z[0]));
+            };
+            window.it = mount(document.getElementById("root"), about, decode, 3);
+            it.go([1]);
+        }""",
+        about,
+    )
+    page.wait_for_timeout(400)
+    assert content(page)[0] == 150
+
+
+def test_a_jump_takes_the_attributes_back(page):
+    page.set_content("<div id=root></div>")
+    page.add_script_tag(content=(export.SOURCES / "explorer.js").read_text())
+    about = {"name": "t", "shape": [1, 2, 2], "dims": [{"dim": 0, "nats": None}], "limit": 3}
+    about |= {"directions": [{"name": "smile", "v": [2.0]}]}
+    decode = "(z) => new Uint8Array(4).fill(100 + 10 * z[0])"
+    page.evaluate(
+        f"(about) => {{ window.it = mount(document.getElementById('root'), about, {decode}); }}",
+        about,
+    )
+    page.get_by_label("smile").fill("1.5")
+    assert page.evaluate("Array.from(it.current())") == [3.0]
+    page.wait_for_timeout(100)
+    assert content(page)[0] == 130
+    page.get_by_role("button", name="mean").click()
+    assert page.evaluate("Array.from(it.current())") == [0.0]
+    assert page.get_by_label("smile").input_value() == "0"
+
+
 def test_errors_are_shown_not_swallowed(page):
     page.set_content("<div id=root></div>")
     page.add_script_tag(content=(export.SOURCES / "explorer.js").read_text())

@@ -10,7 +10,18 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Normal
 
-from vaelib import checkpoints, data, figures, files, film, gallery, latents, publishing, widgets
+from vaelib import (
+    checkpoints,
+    data,
+    derived,
+    figures,
+    files,
+    film,
+    gallery,
+    latents,
+    publishing,
+    widgets,
+)  # fmt: skip
 from vaelib.evaluation import elbo_terms
 from vaelib.files import CheckpointError
 from vaelib.models import VAE
@@ -137,6 +148,8 @@ def test_the_standard_prior_is_named_where_it_is_the_models(wide, small_vae, dig
         assert "N(0" not in words(figure)
         assert " nats" not in words(figure)
     assert "the wide prior" in words(gallery.sample(model, "m", 4))
+    _, prior = gallery.latent_histogram(model, "m", few).axes[0].patches
+    assert prior.get_data().values[-1] > 0.03  # N(4; 1, 4) is 0.065, N(4; 0, 1) 0.0001
     with pytest.raises(ValueError, match="take spacing linear"):
         gallery.manifold(model, "m", 3)
 
@@ -184,7 +197,25 @@ def test_a_film_has_contours_where_the_prior_is_standard(wide, digits, tmp_path,
         assert len(contours) == n
 
 
-def test_captions_call_images_what_they_are(small_vae):
+def test_a_film_shows_more_of_the_start(digits, tmp_path, monkeypatch):
+    shown, frames = [], film.frames
+    monkeypatch.setattr(film, "frames", lambda z, labels, steps, *rest: shown.extend(steps))
+    checkpoints.save(VAE(latent_dim=2, backbone="mlp", hidden=8), tmp_path)
+    film_so_far = {"z": torch.zeros(200, 3, 2), "steps": torch.arange(10, 2010, 10)}
+    files.write_tensors(tmp_path / files.FILM, film_so_far)
+    with pytest.raises(TypeError):  # there are no frames to save
+        film.save(tmp_path, digits, tmp_path / "film.gif", 20)
+    assert (shown[0], shown[-1], len(shown)) == (10, 2000, 20)
+    gaps = np.diff(shown)
+    assert gaps[:5].max() < gaps[-5:].min()
+    assert len(frames(torch.zeros(2, 3, 2), digits.labels[:3], [1, 2], "m")) == 2
+
+
+def test_captions_call_images_what_they_are(digits):
+    flat = VAE(latent_dim=2, backbone="mlp", hidden=8).eval()
+    axes = gallery.visualize_latent(flat, "m", digits.subset(50)).axes[0]
+    assert axes.get_legend().get_title().get_text() == "digit"
+    assert "50 digits of mnist-5k val" in axes.get_title()
     means, labels = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, -9.0]]), torch.tensor([0, 1, 1])
     axes = figures.latent_map(means, labels, things="faces").axes[0]
     assert axes.get_xlabel() == "z[0]   (2 faces lie outside)"
@@ -194,7 +225,8 @@ def test_captions_call_images_what_they_are(small_vae):
 def test_histogram_of_other_priors_shows_their_draws():
     generator = torch.Generator().manual_seed(0)
     z, draws = (torch.randn(20_000, 2, generator=generator) for _ in range(2))
-    axes = figures.latent_histogram(z, None, order=[1, 0], prior_draws=0.5 * draws + 1).axes[0]
+    draws[:, 1] = 0.5 * draws[:, 1] + 1
+    axes = figures.latent_histogram(z, None, order=[1, 0], prior_draws=draws).axes[0]
     assert axes.get_title() == "z[1]"
     values, edges, _ = axes.patches[1].get_data()
     density = Normal(1.0, 0.5).log_prob(torch.tensor(edges[1:] + edges[:-1]) / 2).exp().numpy()
@@ -280,7 +312,7 @@ def test_moving_a_slider_changes_the_picture(small_vae):
 def test_posterior_draws_have_total_variance(small_vae, digits):
     # what the histogram shows: Var(z) = Var(E[z | x]) + E[Var(z | x)]
     q_z = elbo_terms(small_vae, digits)[1]
-    z = q_z.loc + q_z.scale * torch.randn(q_z.loc.shape)
+    z = derived.drawn(small_vae, digits)
     expected = q_z.loc.var(0) + q_z.variance.mean(0)
     torch.testing.assert_close(z.var(0), expected, rtol=0.15, atol=0.02)
 
@@ -368,9 +400,9 @@ def test_images_are_asked_for_at_the_models_size(tmp_path, monkeypatch):
     model, asked = VAE((3, 10, 14), 2, widths=(4,)), []
     monkeypatch.setattr(data, "load", lambda *names, **how: asked.append((names, how)))
     files.write_recipe(tmp_path, {"data": "images:photos"})
-    gallery.images_for(model, tmp_path)
+    derived.images_for(model, tmp_path)
     files.write_recipe(tmp_path, {"data": "mnist-5k"})
-    gallery.images_for(model, tmp_path, fallback=True)  # it has no test split
+    derived.images_for(model, tmp_path, fallback=True)  # it has no test split
     size = {"image_size": (10, 14), "channels": 3}
     assert asked == [
         (("images:photos", "test"), {"fallback": False} | size),
@@ -383,7 +415,7 @@ def test_a_recipe_that_names_no_data_is_one_line(small_vae, tmp_path):
         if recipe is not None:
             files.write_recipe(tmp_path, recipe)
         with pytest.raises(CheckpointError, match="names no data; write a line") as caught:
-            gallery.images_for(small_vae, tmp_path)
+            derived.images_for(small_vae, tmp_path)
         assert "\n" not in str(caught.value)
         assert files.RECIPE in str(caught.value)
 
@@ -403,11 +435,11 @@ def has_images(monkeypatch, digits):
 def test_a_density_is_fitted_to_few_images_too(small_vae, tmp_path, has_images, n_train, n_val):
     checkpoints.save(small_vae, tmp_path)
     has_images(n_train, n_val)
-    density = gallery.aggregate(small_vae, tmp_path)
+    density = derived.aggregate(small_vae, tmp_path)
     assert density.mixture_distribution.probs.numel() <= max(1, n_train // 20)
     z = latents.draw(density, 50)
     assert torch.isfinite(z).all()
-    again = latents.draw(gallery.aggregate(small_vae, tmp_path), 50)  # as it was kept
+    again = latents.draw(derived.aggregate(small_vae, tmp_path), 50)  # as it was kept
     assert torch.equal(z, again)
 
 
@@ -416,15 +448,15 @@ def test_too_few_images_for_a_density_are_one_line(small_vae, tmp_path, has_imag
     checkpoints.save(small_vae, tmp_path)
     has_images(n_train, n_val)
     with pytest.raises(ValueError, match="too few") as caught:
-        gallery.aggregate(small_vae, tmp_path)
+        derived.aggregate(small_vae, tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_attributes_that_are_shown():
     table = {name: {"directions": torch.full((2, 3), i)} for i, name in enumerate("abcdefgh")}
-    assert list(gallery.shown_directions(table)) == [*"abcdef"]
+    assert list(derived.shown_directions(table)) == [*"abcdef"]
     table |= {"Smiling": {"directions": torch.stack([torch.ones(3), torch.zeros(3)])}}
-    (way,) = gallery.shown_directions(table).values()
+    (way,) = derived.shown_directions(table).values()
     assert way.tolist() == [1.0, 1.0, 1.0]
 
 

@@ -80,6 +80,30 @@ def test_continuous_bernoulli_is_what_float64_says(logit):
     assert said.grad.item() == pytest.approx(0.25 - mean, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "logit", [-3.0, -0.999, -0.5, -0.1, 0.1, 0.5, 0.9, 0.999, 1.001, 1.5, 40.0]
+)
+def test_continuous_bernoulli_in_double_precision(logit):
+    """Both the series near 0 and the formulas beyond, against the formulas.
+
+    Near 0 these lose digits, and the series are cut: at 0.1 both are good to 1e-11.
+    """
+    p_x = LIKELIHOODS["continuous_bernoulli"]()(torch.tensor(logit, dtype=torch.float64))
+    size = abs(logit)
+    cut = 1e-12 if size > 1 else size**8 / 1e6 + 1e-11  # the series' next term, and rounding
+    x = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    log_px = logit * x - math.log(math.expm1(logit) / logit)
+    torch.testing.assert_close(p_x.log_prob(x), log_px, atol=min(cut, 3e-9), rtol=1e-13)
+    mean = 1 / -math.expm1(-logit) - 1 / logit
+    assert p_x.mean.item() == pytest.approx(mean, abs=min(cut, 3e-8))
+    variance = 1 / logit**2 - 1 / (4 * math.sinh(logit / 2) ** 2)
+    assert p_x.variance.item() == pytest.approx(variance, abs=max(cut, 1e-10) * 3)
+    # the quantile function undoes the distribution function, (exp(l x) - 1) / (exp(l) - 1)
+    u = torch.tensor([1e-3, 0.25, 0.8], dtype=torch.float64)
+    at = p_x.icdf(u)
+    torch.testing.assert_close(torch.expm1(logit * at) / math.expm1(logit), u, atol=1e-9, rtol=0)
+
+
 def test_grey_cross_entropy_is_not_a_log_likelihood():
     # Bernoulli's formula on [0, 1] integrates to 2 at p = 1/2 ... to (2p - 1) / log(p / (1 - p))
     x = torch.linspace(0, 1, 100_001, dtype=torch.float64)

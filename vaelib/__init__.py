@@ -1,28 +1,36 @@
 """Variational autoencoders to see, touch and check.
 
 The rooms in reading order; each imports only those before it: files, choices, recipes, blocks,
-likelihoods, priors, models, objectives, data, hardware, evaluation, checkpoints, diagnosis,
-stream, run, training, experiments, latents, figures, film, gallery, widgets, exercises, export,
-publishing, arguments, __main__.
+likelihoods, priors, models, objectives, data, hardware, reports, evaluation, checkpoints,
+diagnosis, stream, run, training, experiments, latents, derived, figures, film, gallery,
+widgets, exercises, export, publishing, arguments, commands, __main__.
 """
 
-from vaelib.checkpoints import load_checkpoint
-from vaelib.data import DataError, load
-from vaelib.diagnosis import TrainingError
-from vaelib.evaluation import evaluate
-from vaelib.files import CheckpointError
-from vaelib.models import VAE
-from vaelib.recipes import TrainConfig
-from vaelib.training import fit
+from importlib import import_module
 
-__all__ = [
-    "VAE",
-    "CheckpointError",
-    "DataError",
-    "TrainConfig",
-    "TrainingError",
-    "evaluate",
-    "fit",
-    "load",
-    "load_checkpoint",
-]
+# the short names, each imported from its room when it is first asked for: `vaelib --help` needs
+# none of them, and no torch
+_ROOMS = {
+    "VAE": "models",
+    "CheckpointError": "files",
+    "DataError": "data",
+    "TrainConfig": "recipes",
+    "TrainingError": "diagnosis",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "load": "data",
+    "load_checkpoint": "checkpoints",
+}
+__all__ = list(_ROOMS)
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return getattr(import_module(f"vaelib.{_ROOMS[name]}"), name)
+    if name in __doc__.split("before it:")[1].replace(".", "").replace("\n", " ").split(", "):
+        return import_module(f"vaelib.{name}")
+    raise AttributeError(f"vaelib has no {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,67 +1,176 @@
-"""A recipe on the command line: what was typed, over what a file says, over the defaults."""
+"""What was typed: parsers made of the commands' and the recipe's docstrings, one line a key.
 
+Nothing here imports torch, so that help and mistakes are answered at once.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vaelib import checkpoints, files, recipes
-from vaelib.models import VAE
-from vaelib.recipes import DataConfig, TrainConfig
+from vaelib import checkpoints, choices, files, recipes
+from vaelib.recipes import DataConfig, ModelConfig, TrainConfig
+
+SHORT = {"config": "-c", "run_dir": "-e", "output": "-o"}
+# what people type who come from elsewhere, and what it is here
+ELSEWHERE = {
+    "num_epochs": "--steps, which are epochs * images / batch_size",
+    "epochs": "--steps, which are epochs * images / batch_size",
+    "learning_rate": "--lr",
+    "z_dim": "--latent_dim",
+    "dataset": "--data",
+    "loss": "--likelihood: bernoulli for cross-entropy, gaussian with --sigma for squared errors",
+}
+NONE = inspect.Parameter.empty
 
 
-class UsageError(ValueError):
+class UsageError(files.UserError):
     """The command can't be carried out as typed; the message says what to type instead."""
 
 
-def train_parser() -> ArgumentParser:
-    """A recipe's keys: the data's, the model's arguments, the fields of TrainConfig."""
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", type=str | None, help="checkpoint or YAML file")
-    parser.add_argument("-e", "--run_dir", type=str | None, help="default: runs/<time>")
-    longer = "go on with the run in RUN_DIR, with --steps for longer"
-    parser.add_argument("--resume", action="store_true", help=longer)
-    parser.add_class_arguments(DataConfig)
-    parser.add_class_arguments(VAE, skip={"image_shape"})
-    parser.add_class_arguments(TrainConfig)
+class Key(NamedTuple):
+    """Something that can be typed: its group, name, type, default (NONE: a must) and what it is."""
+
+    group: str
+    name: str
+    type: type
+    default: object
+    text: str
+
+
+def explained(doc: str) -> dict[str, tuple[str, str]]:
+    """Of each "name : text" of a docstring the group and the text.
+
+    A group begins with a line "Word: ..." of its own.
+    """
+    group, name, found = "options", None, {}
+    for line in inspect.cleandoc(doc).splitlines():
+        if match := re.match(r"([A-Z]\w+): ", line):
+            group, name = match[1].lower(), None
+        elif match := re.match(r"(\w+) : (.*)", line):
+            name = match[1]
+            found[name] = (group, match[2])
+        elif name and line.startswith("    "):
+            found[name] = (group, f"{found[name][1]} {line.strip()}")
+        else:
+            name = None
+    return {name: (group, text.rstrip(".")) for name, (group, text) in found.items()}
+
+
+def recipe_keys() -> list[Key]:
+    """Every key of a recipe, by group."""
+    found = []
+    for kind in (DataConfig, ModelConfig, TrainConfig):
+        texts, defaults = explained(kind.__doc__), vars(kind())
+        for field in dataclasses.fields(kind):
+            group, text = texts[field.name]
+            found.append(Key(group, field.name, field.type, defaults[field.name], text))
+    return found
+
+
+def function_keys(function: Callable) -> list[Key]:
+    """The parameters of a command, explained by its docstring."""
+    texts = explained(function.__doc__)
+    return [
+        Key(texts[name][0], name, p.annotation, p.default, texts[name][1])
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+
+
+def parser_of(command: str, what: str, keys: Sequence[Key], epilog: str = "") -> ArgumentParser:
+    """The parser of a command; it raises ArgumentError and takes no abbreviations."""
+    parser = ArgumentParser(
+        prog=f"vaelib {command}", description=what, epilog=epilog, exit_on_error=False,
+        allow_abbrev=False,
+    )  # fmt: skip
+    groups = {"options": parser}
+    for group, name, type_, default, text in keys:
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        flags = [SHORT[name], f"--{name}"] if name in SHORT else [f"--{name}"]
+        if default is NONE:
+            many = {"nargs": "*"} if type_ == list[str] else {"type": type_}
+            groups[group].add_argument(name, help=text, **many)
+        elif (type_ is bool and command != "train") or name == "resume":
+            groups[group].add_argument(*flags, action="store_true", help=text)
+        else:
+            groups[group].add_argument(
+                *flags, type=type_, default=default, help=text, metavar=name.upper()
+            )
     return parser
 
 
-def train_arguments(arguments: list[str]) -> dict:
-    """What `train` gets: the recipe in -c, what suits --minutes, and above all what was typed."""
-    parser = train_parser()
-    typed = parser.parse_args(arguments, defaults=False).as_dict()
-    own = {"run_dir": typed.pop("run_dir", None), "resume": typed.pop("resume", False)}
-    config = typed.pop("config", None)
-    if own["resume"]:
-        return own | resumed(parser, own["run_dir"], typed)
+def typed(command: str, parser: ArgumentParser, keys: Sequence[Key], words: list[str]) -> dict:
+    """The keys that were typed and their values; UsageError in one line for what is wrong."""
+    names = {key.name for key in keys}
+    for word in words:
+        name = word.removeprefix("--").split("=")[0].split(".")[0]
+        if word.startswith("--") and name and name not in names:
+            if name in ELSEWHERE and command == "train":
+                raise UsageError(f"{word}: here it is {ELSEWHERE[name]}")
+            near = choices.nearest(name, names)
+            raise UsageError(f"vaelib {command} has no {word}{near}; see vaelib {command} --help")
+    try:
+        return parser.parse_args(words, defaults=False).as_dict()
+    except ArgumentError as error:
+        raise UsageError(readable(str(error))) from error
+
+
+def readable(message: str) -> str:
+    """A parser's complaint in plain words."""
+    message = " ".join(message.split())
+    wrong = re.match(r'Parser key "(.+?)": (?:Expected|Does not).*?Got value: (.*)', message)
+    if not wrong:
+        return message
+    if listed := re.search(r"Literal\[(.*?)\]", message):
+        among = listed[1].replace("'", "")
+        near = choices.nearest(wrong[2], among.split(", "))
+        return f"--{wrong[1]} {wrong[2]}{near}; choose one of {among}"
+    kind = re.search(r"Expected an? <class '(\w+)'>|Expected an? (.+?)\. Got", message)
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    wanted = (kind[1] or kind[2]) if kind else "something else"
+    return f"--{wrong[1]} {wrong[2]}: give {names.get(wanted, wanted)}"
+
+
+def train_recipe(
+    parser: ArgumentParser, typed: dict, config: str | None, run_dir: str | None, resume: bool
+) -> dict:
+    """The recipe to train: that in `config`, what suits `minutes`, and above all what was typed."""
+    defaults = {key.name: key.default for key in recipe_keys()}
+    if resume:
+        return resumed(defaults, typed, run_dir)
+    if typed.get("minutes") and "steps" in typed:
+        raise UsageError("--minutes takes the place of --steps: give one of them")
     recipe = {}
     if config is not None:
-        is_file = Path(config).is_file()
-        path = Path(config) if is_file else checkpoints.find(config) / files.RECIPE
+        is_path = Path(config).is_file() or Path(config).suffix in (".yaml", ".yml")
+        path = Path(config) if is_path else checkpoints.find(config) / files.RECIPE
         try:
             recipe = parser.parse_object(recipes.read(path), defaults=False).as_dict()
         except ArgumentError as error:
-            raise UsageError(f"{path}: {error}") from error
+            raise UsageError(f"{path}: {readable(str(error))}") from error
     if typed.get("minutes"):  # what suits the time, where nothing else was typed
         recipe |= recipes.best_for(typed["minutes"]) | {"clock_steps": None, "plans": []}
     elif "steps" in typed:  # other steps than a clocked run came to
         recipe |= {"minutes": None, "clock_steps": None, "plans": []}
-    defaults = {k: v for k, v in parser.get_defaults().as_dict().items() if k != "config"}
-    return plain_lists(defaults | recipe | merged(recipe, typed)) | own
+    return plain_lists(defaults | recipe | merged(recipe, typed))
 
 
-def resumed(parser: ArgumentParser, run_dir: str | None, typed: dict) -> dict:
+def resumed(defaults: dict, typed: dict, run_dir: str | None) -> dict:
     """The recipe of the run in a folder, of which only steps may be changed."""
     if run_dir is None:
         raise UsageError("--resume takes -e RUN_DIR, the folder of the run to go on with")
-    started = recipes.read(Path(run_dir) / files.RECIPE)
-    recipe = plain_lists(parser.get_defaults().as_dict()) | started
+    recipe = plain_lists(defaults) | recipes.read(Path(run_dir) / files.RECIPE)
     typed = plain_lists(merged(recipe, typed))
     changed = ", ".join(k for k, v in typed.items() if k != "steps" and v != recipe.get(k))
     if changed:
         raise UsageError(f"{run_dir} was started with another {changed}; only steps may change")
-    recipe |= typed
-    return {k: v for k, v in recipe.items() if k not in ("config", "run_dir", "resume")}
+    return recipe | typed
 
 
 def merged(recipe: dict, typed: dict) -> dict:

@@ -4,21 +4,24 @@ A clone has the published ones under checkpoints/. Elsewhere they are fetched fr
 address in $VAELIB_CHECKPOINTS and checked against the SHA-256 sums in manifest.json.
 """
 
+from __future__ import annotations
+
 import json
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
-
-from vaelib import choices, evaluation, files
-from vaelib.data import TIMEOUT, Images
+from vaelib import choices, files
 from vaelib.files import CheckpointError
-from vaelib.models import VAE
+
+if TYPE_CHECKING:  # finding a checkpoint does not need torch
+    from torch import Tensor
+
+    from vaelib.data import Images
+    from vaelib.models import VAE
 
 PUBLISHED = Path(__file__).parent.parent / "checkpoints"  # there in a clone alone
 MANIFEST = Path(__file__).parent / "manifest.json"
@@ -45,6 +48,8 @@ def save_state(path: Path, model: VAE, optimizers: list, extra: dict, metadata: 
 
 def load_state(path: Path, model: VAE, optimizers: list) -> tuple[dict[str, Tensor], dict]:
     """Fill model and optimizers from `save_state`'s file; returns its `extra` and `metadata`."""
+    import torch
+
     tensors, metadata = files.read_tensors(path)
     if "run" not in metadata:
         raise CheckpointError(f"{path} is of another version of vaelib; start a new run")
@@ -77,12 +82,20 @@ def keep_tensors(
         )
 
 
-def kept_tensors(folder: Path, file: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """What `keep_tensors` has kept; None where there is nothing, or it is of other weights."""
+def kept_tensors(
+    folder: Path, file: str, images: Callable[[], Images] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """What `keep_tensors` has kept; None where there is nothing, or it is of other weights.
+
+    Or of other images than `images()`, where it says of which, and these are at hand.
+    """
     if not (folder / file).exists():
         return None
     tensors, metadata = files.read_tensors(folder / file)
     same = metadata.get("weights") == files.sha256(folder / files.WEIGHTS)
+    if same and images and "images" in metadata:
+        with suppress(files.UserError):
+            same = images().sha256 == metadata["images"]
     return (tensors, metadata) if same else None
 
 
@@ -110,6 +123,8 @@ def load_checkpoint(name_or_path: str | Path, device: str = "cpu") -> VAE:
 
     Raises CheckpointError, with what to do, when there is none or it is not sound.
     """
+    from vaelib.models import VAE
+
     return VAE.from_pretrained(find(name_or_path)).to(device)
 
 
@@ -117,39 +132,6 @@ def known_kl(folder: Path) -> list[float] | None:
     """KL per dimension as metrics.json has it, where there is one."""
     blocks = files.read_metrics(folder).values()
     return next((block["kl_per_dim"] for block in blocks if "kl_per_dim" in block), None)
-
-
-def evaluate_fully(model: VAE, images: Images, folder: Path) -> dict:
-    """The block test_full; what is done of it is kept in the folder, and gone on with.
-
-    It is gone on with where all that it depends on is the same: weights, images, samples, seed,
-    precision, and the version of torch.
-    """
-    began, n_importance, seed = time.perf_counter(), 5000, 0
-    key = {
-        "weights": files.sha256(folder / files.WEIGHTS), "data": images.sha256,
-        "n_importance": n_importance, "seed": seed, "torch": torch.__version__,
-        "bf16": evaluation.use_bf16("auto", next(model.parameters()).device),
-    }  # fmt: skip
-    path = folder / files.PARTIAL
-    kept = files.read_mapping(path) if path.exists() else {}
-    if kept.get("key") != key:
-        kept = {"key": key, "seconds": 0.0, "bounds": []}
-    before = kept["seconds"]
-
-    def collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
-        found = kept["bounds"]
-        rest = tqdm(from_image(len(found)), total=n, initial=len(found), unit="image", leave=False)
-        for bound in rest:
-            found.append(bound.item())
-            if len(found) % 100 == 0:
-                kept["seconds"] = before + time.perf_counter() - began
-                files.write_json(path, kept)
-        return torch.tensor(found)
-
-    block = evaluation.evaluate(model, images, n_importance, None, seed, fast=True, collect=collect)
-    block["made_with"]["seconds"] += round(before, 1)
-    return block
 
 
 def _fetch(name: str) -> Path:
@@ -169,7 +151,7 @@ def _fetch(name: str) -> Path:
     for file, sha256 in files.read_mapping(MANIFEST)[name].items():
         url = f"{address.rstrip('/')}/{name}/{file}"
         try:
-            downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
+            downloader = pooch.HTTPDownloader(timeout=files.TIMEOUT)
             pooch.retrieve(url, f"sha256:{sha256}", file, folder, downloader=downloader)
         except (requests.RequestException, OSError, ValueError) as error:
             raise CheckpointError(

@@ -6,12 +6,21 @@ import torch
 
 from vaelib.data import Images
 from vaelib.evaluation import ACTIVE_THRESHOLD
+from vaelib.files import UserError
 from vaelib.objectives import Terms
 from vaelib.recipes import TrainConfig
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training can't start or can't go on; the message says why and what to do."""
+
+
+class Stopped(UserError):
+    """A signal ended the run; its state is saved, and the message is how to go on."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.status = 128 + signal_number
 
 
 def check(model, data: dict[str, Images], config: TrainConfig, objective, world: int) -> None:

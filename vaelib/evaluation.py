@@ -8,19 +8,20 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 from tqdm.auto import tqdm
 
+from vaelib import files
 from vaelib.data import Images, seen_by
 from vaelib.hardware import compiled, environment, use_bf16
 from vaelib.likelihoods import bits_per_dimension, log_likelihood
 from vaelib.objectives import Terms, elbo, log_weights
 
 ACTIVE_THRESHOLD = 0.01  # Var_x(E_q[z]) above which a dimension is active (Burda et al. 2016)
-TOLERANCE = 0.02  # nats: what another processor's rounding may change in a mean
 
 
 @torch.inference_mode()
@@ -199,6 +200,39 @@ def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
     return torch.stack(list(tqdm(from_image(0), total=n, unit="image", leave=False, delay=2)))
 
 
+def evaluate_fully(model, images: Images, folder: Path) -> dict:
+    """The block test_full; what is done of it is kept in the folder, and gone on with.
+
+    It is gone on with where all that it depends on is the same: weights, images, samples, seed,
+    precision, and the version of torch.
+    """
+    began, n_importance, seed = time.perf_counter(), 5000, 0
+    key = {
+        "weights": files.sha256(folder / files.WEIGHTS), "data": images.sha256,
+        "n_importance": n_importance, "seed": seed, "torch": torch.__version__,
+        "bf16": use_bf16("auto", next(model.parameters()).device),
+    }  # fmt: skip
+    path = folder / files.PARTIAL
+    kept = files.read_mapping(path) if path.exists() else {}
+    if kept.get("key") != key:
+        kept = {"key": key, "seconds": 0.0, "bounds": []}
+    before = kept["seconds"]
+
+    def collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
+        found = kept["bounds"]
+        rest = tqdm(from_image(len(found)), total=n, initial=len(found), unit="image", leave=False)
+        for bound in rest:
+            found.append(bound.item())
+            if len(found) % 100 == 0:
+                kept["seconds"] = before + time.perf_counter() - began
+                files.write_json(path, kept)
+        return torch.tensor(found)
+
+    block = evaluate(model, images, n_importance, None, seed, fast=True, collect=collect)
+    block["made_with"]["seconds"] += round(before, 1)
+    return block
+
+
 @torch.inference_mode()
 def psnr(model, images: Images, q_z: Normal, batch: int = 100) -> Tensor:
     """Peak signal-to-noise ratio of each image's reconstruction from the mean of q(z | x).
@@ -212,44 +246,3 @@ def psnr(model, images: Images, q_z: Normal, batch: int = 100) -> Tensor:
         levels = (256 * x_mean - 0.5).clamp(0, 255)  # the middle of a level's cell is the level
         found.append((levels - grey.cpu()).square().mean((1, 2, 3)))
     return 10 * (255**2 / torch.cat(found)).log10()
-
-
-def report(block: dict) -> list[str]:
-    """A block of metrics as lines to read."""
-    bound = block["bound"]
-    rows = [
-        ("-ELBO", block["neg_elbo"], block["n_images"]),
-        ("reconstruction", block["reconstruction"], block["n_images"]),
-        ("KL", block["kl"], block["n_images"]),
-        (f"bound, {bound['n_importance']:,} samples", bound["neg_log_px"], bound["n_images"]),
-    ]
-    head = (
-        f"{block['data']} {block['split']}, binarisation: {block['binarisation']}; nats per image"
-    )
-    lines = [f"{name:>22} {v:9.3f} +- {e:.3f}  ({n:,} images)" for name, (v, e), n in rows]
-    if "psnr" in block:
-        lines.append(f"{'bits per dimension':>22} {block['bits_per_dim']:9.3f}")
-        lines.append(f"{'PSNR, dB':>22} {block['psnr'][0]:9.3f} +- {block['psnr'][1]:.3f}")
-    if "sigma" in block:
-        lines.append(f"{'sigma':>22} {block['sigma']:9.5f}")
-    return [head, *lines, f"{'active units':>22} {block['active_units']:5d}"]
-
-
-def compare(old: dict, new: dict) -> list[str]:
-    """What differs between two computations of one block by more than rounding."""
-    found = [
-        f"{key} was {old[key]}, is {new[key]}"
-        for key in ("sha256", "n_images", "binarisation", "active_units")
-        if old[key] != new[key]
-    ]
-    found += [
-        f"the bound's {key} was {old['bound'][key]}, is {new['bound'][key]}"
-        for key in ("n_images", "n_importance")
-        if old["bound"][key] != new["bound"][key]
-    ]
-    pairs = [(key, old[key][0], new[key][0]) for key in ("neg_elbo", "reconstruction", "kl")]
-    pairs.append(("bound", old["bound"]["neg_log_px"][0], new["bound"]["neg_log_px"][0]))
-    for key, before, now in pairs:
-        if not abs(before - now) <= TOLERANCE:
-            found.append(f"{key} was {before}, is {now}")
-    return found

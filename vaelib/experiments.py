@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent.parent / "experiments"  # there in a clone alone
 KEYS = ("recipe", "grid", "seeds")
 
 
-class ExperimentError(RuntimeError):
+class ExperimentError(files.UserError):
     """An experiment is unknown or not well described; the message says what to do."""
 
 
@@ -45,8 +45,11 @@ def planned(path: Path) -> list[dict]:
     from sklearn.model_selection import ParameterGrid
 
     plan = files.read_recipe(path)
-    if set(plan) != set(KEYS) or not isinstance(plan["recipe"], dict) or not plan["seeds"]:
-        raise ExperimentError(f"{path} needs {', '.join(KEYS)}, with a seed at least")
+    whole = set(plan) == set(KEYS) and isinstance(plan["recipe"], dict)
+    if not whole or not isinstance(plan["seeds"], list) or not plan["seeds"]:
+        raise ExperimentError(
+            f"{path} needs {', '.join(KEYS)}: keys and values, a grid, a list of seeds"
+        )
     try:
         grid = list(ParameterGrid(plan["grid"]))
     except (TypeError, ValueError) as error:
@@ -90,6 +93,8 @@ def run(path: Path) -> Path:
             "runs": done + [old for old in kept if old not in done],
         }
         files.write_json(target, results)
+    if (results := files.read_mapping(target))["runs"] != done:
+        files.write_json(target, results | {"runs": done})  # without what is no longer planned
     print(f"{target}: {len(done)} runs, {len(spent)} of them new")
     return target
 

@@ -81,9 +81,9 @@ def image_grid(
     return figure
 
 
-def samples(images: Tensor, title: str = "") -> Figure:
-    """Decoded draws from the prior, in a square. Shapes: (N, C, H, W)."""
-    return image_grid(images, math.ceil(math.sqrt(len(images))), title)
+def samples(images: Tensor, title: str = "", n_columns: int | None = None) -> Figure:
+    """Decoded draws from the prior, in a square unless told. Shapes: (N, C, H, W)."""
+    return image_grid(images, n_columns or math.ceil(math.sqrt(len(images))), title)
 
 
 def reconstructions(x: Tensor, x_mean: Tensor, title: str = "", n_columns: int = 12) -> Figure:

@@ -7,7 +7,9 @@ to do. No pickle is ever read.
 import hashlib
 import inspect
 import json
+import math
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +18,18 @@ import yaml
 
 CONFIG, WEIGHTS, RECIPE = "config.json", "model.safetensors", "train.yaml"
 HISTORY, METRICS = "history.json", "metrics.json"
+LOCK, LOG = ".lock", "log.txt"
 STATE = "state.safetensors"  # of a run that can be resumed
 LATENTS, ATTRIBUTES, FILM = "latents.safetensors", "attributes.safetensors", "film.safetensors"
+TIMEOUT = 10.0  # seconds without a byte before a download is given up
 PARTIAL = "test_full.partial.json"  # what an interrupted evaluation has done
 
 
-class FileError(RuntimeError):
+class UserError(RuntimeError):
+    """Something that the user can mend; the message is one line that says how."""
+
+
+class FileError(UserError):
     """A file is missing, damaged or foreign; the message names it and says what to do."""
 
 
@@ -42,6 +50,30 @@ def atomic(path: Path):
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path):
+    """The only writer of a folder; the operating system frees it when the process ends."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileError(f"{folder} is being written by another run; wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; nobody else writes here now."""
+    for path in folder.rglob(".*-*"):
+        if re.fullmatch(r"\..+\.(json|yaml|safetensors|png|txt)-\w{8}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,6 +142,23 @@ def read_tensors(path: Path | str) -> tuple[dict, dict[str, str]]:
         raise CheckpointError(
             f"{path} is truncated, damaged or no safetensors file ({error}); fetch it again"
         ) from error
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[list[int], int]]:
+    """Of each of a checkpoint's weights its shape and how many numbers it has, without torch."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / WEIGHTS
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not there; name a folder that has it") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated, damaged or no safetensors file ({error}); fetch it again"
+        ) from error
+    return {key: (shape, math.prod(shape)) for key, shape in shapes.items()}
 
 
 def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:

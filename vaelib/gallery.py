@@ -10,109 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, Normal
+from torchvision.transforms.functional import to_pil_image
 
-from vaelib import checkpoints, data, figures, files, latents
+from vaelib import figures, files, latents
 from vaelib.data import Images, seen_by
+from vaelib.derived import drawn_from
 from vaelib.evaluation import elbo_terms
 from vaelib.figures import Figure
-from vaelib.files import CheckpointError
 from vaelib.objectives import Terms
-
-SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
-MODES = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
-
-
-def data_of(folder: Path) -> str:
-    """The data set that a checkpoint's recipe names; CheckpointError where none is named."""
-    path = folder / files.RECIPE
-    recipe = files.read_recipe(folder) if path.exists() else {}
-    if "data" not in recipe:
-        raise CheckpointError(f"{path} names no data; write a line 'data: NAME' into it")
-    return recipe["data"]
-
-
-def images_for(model, folder: Path, split: str = "test", fallback: bool = False) -> Images:
-    """A split of what a checkpoint's recipe names, at the model's size; val where it has no test.
-
-    Raises CheckpointError where the recipe names no data, DataError where it can't be had.
-    """
-    name, (channels, *size) = data_of(folder), model.image_shape
-    if split == "test" and split not in data.source(name).splits:
-        split = "val"
-    return data.load(name, split, fallback=fallback, image_size=tuple(size), channels=channels)
-
-
-def drawn(model, images: Images, seed: int = 0) -> Tensor:
-    """One draw from q(z | x) for each image. Shapes: N images -> (N, D)."""
-    return _drawn(elbo_terms(model, images, seed)[1], seed)
-
-
-def _drawn(q_z: Normal, seed: int) -> Tensor:
-    noise = torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(seed))
-    return q_z.loc + q_z.scale * noise
-
-
-def aggregate(model, folder: Path) -> MixtureSameFamily:
-    """A density fitted to draws from q(z | x) over the training images; kept beside the weights.
-
-    A Gaussian mixture, of the first 10,000 images at most; the number of its components is the
-    one best on the validation images, of those with 20 training images for each component.
-    """
-    if found := checkpoints.kept_tensors(folder, files.LATENTS):
-        return latents.mixture(**found[0])
-    train, val = (images_for(model, folder, split).subset(10_000) for split in ("train", "val"))
-    if len(train) < 2 or not len(val):
-        raise ValueError(
-            f"{train.name} has {len(train)} training and {len(val)} validation images, too few to "
-            "fit a density to their latents; draw from the prior"
-        )
-    z, z_val = (drawn(model, images) for images in (train, val))
-    numbers = [n for n in (1, 2, 5, 10, 20) if n == 1 or 20 * n <= len(train)]
-    fits = {n: latents.fit_mixture(z, n) for n in numbers}
-    scores = {n: fit.log_prob(z_val).mean().item() for n, fit in fits.items()}
-    best = max(scores, key=scores.get)
-    parts = fits[best].component_distribution
-    tensors = {"weights": fits[best].mixture_distribution.probs}
-    tensors |= {"means": parts.loc, "scale_tril": parts.scale_tril}
-    metadata = {f"val log-density, {n} components": f"{s:.3f} nats" for n, s in scores.items()}
-    checkpoints.keep_tensors(folder, files.LATENTS, tensors, metadata)
-    return fits[best]
-
-
-def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Of each attribute its two directions, and how well they tell held-out images; kept.
-
-    "directions" (2, D), `latents.attribute_directions` of the training images, and "auc" (2,),
-    the areas under the ROC curve of the test images' means of q(z | x) along either. Empty
-    where the data has no attributes.
-    """
-    found = checkpoints.kept_tensors(folder, files.ATTRIBUTES)
-    if not found:
-        train, test = (images_for(model, folder, s).subset(10_000) for s in ("train", "test"))
-        z, z_test = (elbo_terms(model, images)[1].loc for images in (train, test))
-        tensors = {}
-        for name, has in (train.attributes or {}).items():
-            if any(min(h.sum(), (~h).sum()) < 5 for h in (has, test.attributes[name])):
-                continue  # too few of them, or of the others, to say
-            ways = torch.stack(latents.attribute_directions(z, has))  # (2, D)
-            on_test = [latents.auc(z_test @ way, test.attributes[name]) for way in ways]
-            tensors |= {f"{name}.directions": ways, f"{name}.auc": torch.tensor(on_test)}
-        checkpoints.keep_tensors(folder, files.ATTRIBUTES, tensors, {})
-        found = tensors, {}
-    table: dict[str, dict[str, Tensor]] = {}
-    for key in sorted(found[0]):
-        name, what = key.rsplit(".", 1)
-        table.setdefault(name, {})[what] = found[0][key]
-    return table
-
-
-def shown_directions(table: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Of `attributes`, one direction (D,) for each that pictures and sliders show.
-
-    Those are the ones of SHOWN that there are; else the first six.
-    """
-    names = [name for name in SHOWN if name in table] or list(table)[:6]
-    return {name: table[name]["directions"][0] for name in names}
 
 
 @torch.inference_mode()
@@ -176,14 +81,31 @@ def _order(terms: Terms, q_z: Normal) -> tuple[list[int], list[float] | None]:
 
 
 def sample(
-    model, name: str, n_samples: int = 64, seed: int = 0, density: MixtureSameFamily | None = None
-) -> Figure:
+    model, name: str, n_samples: int = 64, seed: int = 0,
+    density: MixtureSameFamily | None = None, n_columns: int | None = None,
+) -> Figure:  # fmt: skip
     """Decoded draws from the prior, or from a density fitted to latents."""
     z, _ = draws(model, n_samples, seed, density)
     source = "N(0, I)" if is_standard(model) else f"the {model.prior_name} prior"
     if density is not None:
         source = "density fitted to q(z | x)"
-    return figures.samples(decode(model, z), f"{name}: {n_samples} samples, z ~ {source}")
+    title = f"{name}: {n_samples} samples, z ~ {source}"
+    return figures.samples(decode(model, z), title, n_columns)
+
+
+def save_each(
+    model, folder: Path, batch_size: int, n_samples: int = 64, seed: int = 0,
+    density: MixtureSameFamily | None = None,
+) -> Path:  # fmt: skip
+    """Write each of `sample`'s pictures as a PNG of its own: 00001.png, ..."""
+    z, _ = draws(model, n_samples, seed, density)
+    number = 0
+    for some in z.split(batch_size):
+        for picture in decode(model, some):
+            number += 1
+            with files.atomic(folder / f"{number:05d}.png") as temporary:
+                to_pil_image(picture.clamp(0, 1)).save(temporary, format="png")
+    return folder
 
 
 def interpolate(
@@ -238,11 +160,13 @@ def traverse(
 
 
 @torch.inference_mode()
-def reconstruct(model, name: str, images: Images, n_samples: int = 24, seed: int = 0) -> Figure:
+def reconstruct(
+    model, name: str, images: Images, n_samples: int = 24, seed: int = 0, n_columns: int = 12
+) -> Figure:
     """Images, each above the picture decoded from the mean of its q(z | x)."""
     x, z = encode_some(model, images, n_samples, seed)
     title = f"{name}: {images.title} and reconstructions"
-    return figures.reconstructions(x, decode(model, z), title)
+    return figures.reconstructions(x, decode(model, z), title, n_columns)
 
 
 def visualize_latent(model, name: str, images: Images) -> Figure:
@@ -276,7 +200,7 @@ def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
     if not is_standard(model):
         prior, prior_draws = f"the {model.prior_name} prior", draws(model, 10_000, seed)[0]
     title = f"{name}: draws from q(z | x) over {images.title} (blue), {prior} (orange)"
-    return figures.latent_histogram(_drawn(q_z, seed), kl_per_dim, title, order, prior_draws)
+    return figures.latent_histogram(drawn_from(q_z, seed), kl_per_dim, title, order, prior_draws)
 
 
 def attribute_steps(

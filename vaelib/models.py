@@ -107,21 +107,8 @@ class MLPDecoder(nn.Module):
 class VAE(nn.Module, PyTorchModelHubMixin):
     """p(x, z) = p(z) p(x | z), with q(z | x) = N(z; mu(x), diag sigma^2(x)).
 
-    Parameters
-    ----------
-    image_shape : (C, H, W); the decoder returns exactly this size.
-    latent_dim : D, the number of latent dimensions.
-    backbone : "unet" (convolutional, no skips) or "mlp" (tanh hidden layers).
-    widths : channels at 1/2, 1/4, ... of the image size ("unet" only).
-    n_res_blocks : residual blocks at the bottleneck of each side ("unet" only).
-    hidden, n_hidden : units of a hidden layer, and hidden layers of each side ("mlp" only).
-    likelihood : "bernoulli", "continuous_bernoulli", "gaussian" (fixed sigma),
-        "learned_gaussian" (one sigma, learned) or "pixel_gaussian" (one for each pixel).
-    sigma : the standard deviation of "gaussian", and where "learned_gaussian" starts; pixels
-        are in [0, 1].
-    likelihood_args : further parameters of the likelihood, by name.
-    prior : p(z): "standard", which is N(0, I).
-    prior_args : parameters of the prior, by name.
+    `image_shape` is (C, H, W), and the decoder returns exactly this size; the other arguments
+    are explained in `vaelib.recipes.ModelConfig`.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vaelib import checkpoints, data, export, figures, files, film, gallery, widgets
+from vaelib import checkpoints, data, derived, export, figures, files, film, gallery, widgets
 from vaelib.checkpoints import PUBLISHED
 from vaelib.data import Images
 from vaelib.figures import Figure
@@ -34,9 +34,9 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
         "architecture": figures.architecture(model, f"{name}: stages and their output shapes"),
     }
     if images.attributes:
-        density, table = gallery.aggregate(model, folder), gallery.attributes(model, folder)
+        density, table = derived.aggregate(model, folder), derived.attributes(model, folder)
         pictures["samples-aggregate"] = gallery.sample(model, name, density=density)
-        directions, strengths = gallery.shown_directions(table), torch.linspace(-1.5, 1.5, 7)
+        directions, strengths = derived.shown_directions(table), torch.linspace(-1.5, 1.5, 7)
         steps = gallery.attribute_steps(model, name, images, directions, strengths, 3)
         pictures["attributes"] = steps
     if model.latent_dim == 2 and images.labels is not None:
@@ -53,12 +53,12 @@ def draw_published(name: str) -> Iterator[Path]:
     Raises DataError where the images behind a picture are missing.
     """
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
-    images, source = gallery.images_for(model, folder), data.source(gallery.data_of(folder))
+    images, source = derived.images_for(model, folder), data.source(derived.data_of(folder))
     target = ASSETS / (source.assets or source.name)
     for kind, figure in published_figures(model, name, images).items():
         yield gallery.save(figure, target / f"{name}-{kind}.png")
     if (folder / files.FILM).exists():
-        val = gallery.images_for(model, folder, "val")
+        val = derived.images_for(model, folder, "val")
         yield film.save(folder, val, target / f"{name}-film.gif")
     if (page := PUBLISHED_PAGES / f"{name}.html").exists():
         export.write_page(*widgets.of_checkpoint(name), export.INTRO, page)

@@ -23,11 +23,11 @@ Arguments = dict[str, bool | int | float | list | str]  # by name, as a recipe g
 
 @dataclass
 class DataConfig:
-    """What to train on, and from which weights.
+    """Data: what to train on, and from which weights.
 
     data : a data set's name, or images:FOLDER.
-    image_size : of celeba and images:FOLDER: the side of a square, or [height, width].
-    channels : of celeba and images:FOLDER: 3 for colour, 1 for grey.
+    image_size : of celeba and images:FOLDER, the side of a square, or [height, width].
+    channels : of celeba and images:FOLDER, 3 for colour or 1 for grey.
     init : checkpoint whose weights to start from.
     """
 
@@ -38,36 +38,77 @@ class DataConfig:
 
 
 @dataclass
+class ModelConfig:
+    """Model: the arguments of `vaelib.VAE`, but for the image's shape, which the data has.
+
+    latent_dim : D, the number of latent dimensions.
+    backbone : unet (convolutional, no skips) or mlp (tanh hidden layers).
+    widths : channels at 1/2, 1/4, ... of the image size (unet).
+    n_res_blocks : residual blocks at the bottleneck of each side (unet).
+    hidden : units of a hidden layer (mlp).
+    n_hidden : hidden layers of each side (mlp).
+    likelihood : of a pixel: bernoulli, continuous_bernoulli, gaussian (fixed sigma),
+        learned_gaussian (one sigma, learned) or pixel_gaussian (a sigma for each pixel).
+    sigma : standard deviation of gaussian, and where learned_gaussian starts; pixels go from 0
+        to 1.
+    likelihood_args : further parameters of the likelihood, by name.
+    prior : p(z), standard for N(0, I).
+    prior_args : parameters of the prior, by name.
+    """
+
+    latent_dim: int = 2
+    backbone: str = "unet"
+    widths: tuple[int, ...] = (32, 64)
+    n_res_blocks: int = 1
+    hidden: int = 500
+    n_hidden: int = 1
+    likelihood: str = "bernoulli"
+    sigma: float = 0.5
+    likelihood_args: Arguments | None = None
+    prior: str = "standard"
+    prior_args: Arguments | None = None
+
+
+@dataclass
 class TrainConfig:
     """How to train. These are the keys of a recipe, beside the data's and the model's.
 
-    objective : what is maximised, one of `vaelib.objectives.OBJECTIVES`.
+    Objective: what is maximised.
+
+    objective : one of `vaelib.objectives.OBJECTIVES`: elbo, or iwae (importance-weighted).
     objective_args : its own parameters, by name.
     n_importance : draws of z per image, K.
     beta : weight of the KL; 1 is the ELBO.
     kl_warmup : steps over which that weight rises linearly from 0.
+
+    Schedule: how long, and how fast.
+
     steps : optimiser steps.
-    minutes : of wall clock, in place of `steps`: the schedule follows the clock.
+    minutes : of wall clock, in place of steps: the schedule follows the clock.
     clock_steps : the step at which each hundredth of a clocked run began, to replay it exactly.
     plans : of a run that was made longer: [until, steps] of each earlier plan, in order; up to
         that step the schedule was the one for so many steps.
     batch_size : images per step, over all processes together.
     accumulate : parts into which a process cuts its share of a batch, one after the other, to
-        fit in memory: the gradient is the whole batch's.
-    optimizer : adamw, adam or adagrad.
+        fit in memory; the gradient is the whole batch's.
+    optimizer : which one.
     optimizer_args : its further arguments as torch.optim names them, betas say.
     lr : peak learning rate.
     schedule : of the learning rate: cosine (a linear warm-up over 10 % of the run, then down to
-        0), constant, or steps (times `lr_factor` at each epoch of `lr_epochs`).
-    lr_epochs, lr_factor : see schedule.
+        0), constant, or steps (times lr_factor at each epoch of lr_epochs).
+    lr_epochs : see schedule.
+    lr_factor : see schedule.
     weight_decay : the optimiser's.
     decay_vectors : let weight decay shrink norms, biases and sigmas too (tensors of fewer than
         two dimensions).
     init_std : draw the initial weights and biases from N(0, init_std^2); null: each layer's own.
     clip : largest norm of the gradient, in nats per parameter unit.
-    precision : bf16 or fp32 for the networks (the loss is always fp32); auto takes bf16
-        where the processor computes in it.
     flip : mirror each image left to right with probability 1/2, anew in every batch.
+
+    Run: precision, evaluation, seed.
+
+    precision : of the networks (the loss is always fp32); auto takes bf16 where the processor
+        computes in it.
     compile : use torch.compile where there is a compiler.
     eval_every : steps between evaluations on the validation split; a clocked run is evaluated
         at each tenth of its time, on 1,000 images.
@@ -152,6 +193,11 @@ def best_for(minutes: float) -> dict:
         "kl_warmup": 100 if short else 0,
         "compile": minutes >= 0.5,
     }
+
+
+def n_eval(config: TrainConfig) -> int:
+    """Images of val to evaluate on, at most; ten evaluations of a clocked run must fit its time."""
+    return 1000 if config.minutes or config.clock_steps else 5000
 
 
 class Step(NamedTuple):

@@ -5,6 +5,9 @@ a file of its own.
 """
 
 import math
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,17 +20,16 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from vaelib import checkpoints, files, objectives, recipes
+from vaelib import checkpoints, files, objectives, recipes, reports
 from vaelib.data import Images
-from vaelib.diagnosis import TrainingError, check, diverged, warn_of_collapse
+from vaelib.diagnosis import Stopped, TrainingError, check, diverged, warn_of_collapse
 from vaelib.evaluation import active_units, elbo_terms
 from vaelib.hardware import compiled, cpu_only, use_bf16
 from vaelib.objectives import Terms
 from vaelib.recipes import Step, TrainConfig, kl_weight
 from vaelib.stream import Batch, Stream, step_seed
 
-# images of val to evaluate on, at most; ten evaluations of a clocked run must fit its time
-N_EVAL, N_EVAL_CLOCKED = 5000, 1000
+RANK = int(os.environ.get("RANK", 0))  # of this process among those that torchrun started
 # of each optimizer: its class in torch.optim, and the arguments that a recipe may replace
 OPTIMIZERS = {
     "adamw": ("AdamW", {"betas": (0.9, 0.99), "fused": True}),
@@ -89,13 +91,14 @@ class Run:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         check(model, data, config, self.objective, self.world)
         self.run_dir = Path(run_dir) if run_dir and self.rank == 0 else None
-        clocked = config.minutes or config.clock_steps
-        self.val = data["val"].subset(N_EVAL_CLOCKED if clocked else N_EVAL)
+        self.val = data["val"].subset(recipes.n_eval(config))
         model.to(self.device, memory_format=torch.channels_last).train()
         self.optimizers = optimizers or [make_optimizer(list(model.parameters()), config)]
         with_noise = objectives.asks_for(self.objective, "noise")
         self.stream = Stream(model, data["train"].to(self.device), config, with_noise)
         self.history, self.start, self.best = History(plans=config.plans), 0, -math.inf
+        self.running: dict[str, Tensor] = {}  # sums of means since the last evaluation
+        self.evaluated, self.elapsed = 0, 0.0  # step and seconds at the last evaluation
         self.extra: dict[str, Tensor] = {}  # what another way to train keeps in the state
         if self.run_dir or resume:
             self.images = {split: data[split].sha256 for split in ("train", "val")}
@@ -106,10 +109,7 @@ class Run:
         self.compute = compiled(self.objective) if compiles else self.objective
         bf16 = use_bf16(config.precision, self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, bf16)
-        self.running: dict[str, Tensor] = {}
-        rows = self.history.rows
-        self.elapsed = rows[-1]["seconds"] if rows else 0.0
-        self.began, self.evaluated = time.perf_counter(), self.start
+        self.began, self.signal = time.perf_counter(), None
 
     def resume(self, folder: Path) -> None:
         """Go on from the state in a folder; TrainingError where it is of another run."""
@@ -131,6 +131,9 @@ class Run:
                 f"{folder} was planned for {before['steps']:,} steps; give at least that"
             )
         self.history, self.start, self.best = History(**run["history"]), run["step"], run["best"]
+        self.evaluated, self.elapsed = run["evaluated"], run["elapsed"]
+        names = [key for key in self.extra if key.startswith("running.")]
+        self.running = {key[8:]: self.extra.pop(key).to(self.device) for key in names}
         if self.config.steps > before["steps"]:
             self.history.plans.append([self.start, before["steps"]])
         self.config.plans = self.history.plans
@@ -144,7 +147,28 @@ class Run:
             None if config.minutes else config.steps,
             initial=self.start, unit="step", disable=self.rank > 0, mininterval=0.5,
         )  # fmt: skip
-        return iter(self.bar)
+        ends = (signal.SIGINT, signal.SIGTERM) if self.can_be_stopped() else ()
+        before = {number: signal.signal(number, self._stop) for number in ends}
+        try:
+            for step in self.bar:
+                yield step
+                if self.signal and step.progress != 1:
+                    self.save_state(step.number + 1)
+                    go_on = f"go on with: vaelib train -e {self.run_dir} --resume"
+                    raise Stopped(f"stopped at step {step.number + 1:,}; {go_on}", self.signal)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def can_be_stopped(self) -> bool:
+        """Whether a signal can end this run at the next step: alone, and with a folder."""
+        alone = self.run_dir and self.world == 1
+        return bool(alone) and threading.current_thread() is threading.main_thread()
+
+    def _stop(self, number: int, _) -> None:
+        """Note the signal, for the end of this step; the second one ends the process."""
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
 
     def epoch(self, step: Step) -> float:
         """How many times each training image has been seen before this step."""
@@ -204,8 +228,20 @@ class Run:
             self.save(row)
         if self.on_eval:
             self.on_eval(self.history)
-        self.running.clear()
-        self.evaluated, self.began = step.number + 1, time.perf_counter()
+        self.running, self.evaluated = {}, step.number + 1
+        self.began = time.perf_counter()
+
+    def save_state(self, step: int) -> None:
+        """Keep all that the run needs to go on after this step."""
+        elapsed = self.elapsed
+        if step > self.evaluated:  # between two evaluations
+            elapsed += time.perf_counter() - self.began
+        run = {"step": step, "best": self.best, "images": self.images, "elapsed": elapsed}
+        run |= {"config": asdict(self.config), "history": asdict(self.history)}
+        run["evaluated"] = self.evaluated
+        extra = self.extra | {f"running.{name}": value for name, value in self.running.items()}
+        path = self.run_dir / files.STATE
+        checkpoints.save_state(path, self.model, self.optimizers, extra, run)
 
     def validate(self, step: Step) -> dict:
         """Mean nats per image of the validation split, by the recipe's own beta; active units.
@@ -236,10 +272,10 @@ class Run:
             checkpoints.save(self.model, self.run_dir)
         draw_samples(self.model, self.run_dir / "samples" / f"{row['step']:07d}.png", self.device)
         files.write_json(self.run_dir / files.HISTORY, self.history.rows)
-        run = {"step": row["step"], "best": self.best, "images": self.images}
-        run |= {"config": asdict(self.config), "history": asdict(self.history)}
-        path = self.run_dir / files.STATE
-        checkpoints.save_state(path, self.model, self.optimizers, self.extra, run)
+        log = "".join(map(reports.log_line, self.history.rows))
+        files.write_text(self.run_dir / files.LOG, log)
+        self.running, self.evaluated = {}, row["step"]
+        self.save_state(row["step"])
         if self.config.tensorboard:
             write_tensorboard(self.run_dir / "tensorboard", row)
 

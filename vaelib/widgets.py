@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from vaelib import checkpoints, data, figures, files, gallery, latents
+from vaelib import checkpoints, data, derived, figures, files, gallery, latents
 from vaelib.data import DataError, Images
 from vaelib.evaluation import elbo_terms
 from vaelib.files import CheckpointError
@@ -195,18 +195,18 @@ def of_checkpoint(name: str) -> tuple[torch.nn.Module, dict]:
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
     terms, images = {}, None
     try:
-        source = data.source(gallery.data_of(folder))
+        source = data.source(derived.data_of(folder))
         if source.terms:
             terms = {"terms": source.terms}
         if source.shareable:
-            images = gallery.images_for(model, folder, fallback=True)
+            images = derived.images_for(model, folder, fallback=True)
     except (DataError, CheckpointError) as error:
         print(f"{error} Going on without images to start from.")
     fitted = checkpoints.kept_tensors(folder, files.LATENTS)
     draws = latents.draw(latents.mixture(**fitted[0]), 100) if fitted else None
     directions = None
     if checkpoints.kept_tensors(folder, files.ATTRIBUTES):
-        directions = gallery.shown_directions(gallery.attributes(model, folder))
+        directions = derived.shown_directions(derived.attributes(model, folder))
     kl_per_dim = checkpoints.known_kl(folder)
     found = explorer_data(model, folder.name, images, kl_per_dim, 12, directions, draws)
     return model, terms | found

@@ -8,7 +8,7 @@ from numbers import Integral
 
 from vaelib.choices import nearest
 from vaelib.data.celeba import CELEBA
-from vaelib.data.download import TIMEOUT, root
+from vaelib.data.download import root
 from vaelib.data.images import (
     SPLITS,
     DataError,
@@ -29,7 +29,6 @@ __all__ = [
     "NAMES",
     "SOURCES",
     "SPLITS",
-    "TIMEOUT",
     "DataError",
     "Images",
     "Source",

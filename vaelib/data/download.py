@@ -12,8 +12,6 @@ from pathlib import Path
 
 from vaelib.data.images import DataError
 
-TIMEOUT = 10.0  # seconds without a byte before a download is given up
-
 
 def root() -> Path:
     """Where data sets are looked for and put: $VAELIB_DATA, else ~/.cache/vaelib/data."""
@@ -54,7 +52,7 @@ def download(name: str, advice: str, files: dict[str, Path]) -> None:
     try:
         import torchvision
 
-        socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none of its own
+        socket.setdefaulttimeout(files.TIMEOUT)  # torchvision sets none of its own
         with (
             workspace(root(), f"{name}-partial-") as partial,
             contextlib.redirect_stdout(io.StringIO()),

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vaelib.files import UserError
+
 SPLITS = ("train", "val", "test")
 
 
-class DataError(RuntimeError):
+class DataError(UserError):
     """A data set is unknown, missing, damaged or can't be fetched; the message says what to do."""
 
 

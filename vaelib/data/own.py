@@ -75,7 +75,7 @@ def from_array(
         labels = labels.long()
     whole, n = Images(name, "all", images, labels), len(images)
     for share in (val, test):
-        if not 0 <= share <= n or not (isinstance(share, int) or share < 1):
+        if share < 0 or not (isinstance(share, int) or share < 1):
             raise DataError(f"{name}: val and test are shares in [0, 1) or numbers of images")
     # a share that is not 0 has at least one image
     sizes = [s if isinstance(s, int) else max(round(s * n), int(s > 0)) for s in (val, test)]

@@ -1,0 +1,201 @@
+"""The runner of experiments: every run of the grid, kept as it goes, and never twice."""
+
+import pytest
+import yaml
+
+from vaelib import experiments, files
+from vaelib.data import load
+from vaelib.experiments import FOLDER, ExperimentError
+from vaelib.training import fit
+
+PLAN = {
+    "recipe": {
+        "data": "mnist-5k",
+        "latent_dim": 2,
+        "backbone": "mlp",
+        "hidden": 4,
+        "steps": 4,
+        "batch_size": 8,
+        "eval_every": 2,
+        "precision": "fp32",
+    },
+    "grid": [{"kl_warmup": [0, 2]}, {"beta": [4.0]}],
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return {split: load("mnist-5k", split) for split in ("train", "val")}
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch, images):
+    """A function that writes a plan, as tiny.yaml; what was run of it; the few images."""
+    few = {split: images[split].subset(20) for split in images}
+    monkeypatch.setattr("vaelib.data.load", lambda name, split, **_: few[split])
+    fitted = []
+
+    def counted(model, images, config):
+        fitted.append((config.kl_warmup, config.beta, config.seed))
+        return fit(model, images, config)
+
+    monkeypatch.setattr(experiments, "fit", counted)
+    path = tmp_path / "tiny.yaml"
+
+    def write(**changes):
+        path.write_text(yaml.safe_dump(PLAN | changes))
+        return path
+
+    return write, fitted, few
+
+
+ALL = [(0, 1.0, 0), (0, 1.0, 1), (2, 1.0, 0), (2, 1.0, 1), (0, 4.0, 0), (0, 4.0, 1)]
+
+
+def test_every_combination_is_run_with_every_seed_and_says_how_far_it_is(plan, capsys):
+    write, fitted, _ = plan
+    path = write()
+    assert experiments.run(path) == path.with_suffix(".json")
+    assert fitted == ALL
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "tiny, run 1 of 6: {'kl_warmup': 0}"
+    assert "tiny, run 6 of 6, about 0 min left: {'beta': 4.0}" in out
+    assert out[-1].endswith("tiny.json: 6 runs, 6 of them new")
+
+    kept = files.read_json(path.with_suffix(".json"))
+    assert kept["command"] == "vaelib experiment tiny"
+    assert kept["made_with"]["torch"]
+    assert [run["recipe"] for run in kept["runs"]] == [
+        run["recipe"] for run in experiments.planned(path)
+    ]
+    assert all([row["step"] for row in run["history"]] == [2, 4] for run in kept["runs"])
+
+
+def test_results_are_the_last_rows_with_the_keys_that_change(plan):
+    path = plan[0]()
+    with pytest.raises(
+        ExperimentError, match=r"tiny.json is not there yet: run `vaelib exp\S* tiny"
+    ):
+        experiments.results(path)
+    experiments.run(path)
+    rows = experiments.results(path)
+    assert [(row.get("kl_warmup", 0), row["beta"], row["seed"]) for row in rows] == ALL
+    assert all(row["step"] == 4 and "val_elbo" in row for row in rows)
+    assert len({row["val_elbo"] for row in rows}) == len(rows)  # another seed, another number
+
+
+def test_a_killed_experiment_goes_on_where_it_stopped(plan, monkeypatch):
+    write, fitted, _ = plan
+    path = write()
+    counted = experiments.fit
+
+    def killed(*args):
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return counted(*args)
+
+    monkeypatch.setattr(experiments, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.run(path)
+    before = files.read_json(path.with_suffix(".json"))["runs"]
+    assert len(before) == 3
+
+    monkeypatch.setattr(experiments, "fit", counted)
+    experiments.run(path)
+    assert fitted == ALL  # each once
+    after = files.read_json(path.with_suffix(".json"))
+    assert after["runs"][:3] == before
+    experiments.run(path)
+    assert fitted == ALL
+    assert files.read_json(path.with_suffix(".json")) == after
+
+
+def test_more_seeds_run_what_is_new_alone(plan):
+    write, fitted, _ = plan
+    experiments.run(write())
+    experiments.run(write(seeds=[0, 1, 2]))
+    assert [run[2] for run in fitted[6:]] == [2, 2, 2]
+    assert len(experiments.results(write(seeds=[0, 1, 2]))) == 9
+
+
+def test_another_recipe_or_other_images_are_run_again_and_nothing_old_is_left(plan):
+    write, fitted, few = plan
+    path = write(grid=[{"kl_warmup": [0]}])
+    experiments.run(path)
+    experiments.run(write(grid=[{"kl_warmup": [0]}], recipe=PLAN["recipe"] | {"lr": 1e-3}))
+    assert len(fitted) == 4
+    assert [run["recipe"]["lr"] for run in files.read_json(path.with_suffix(".json"))["runs"]] == [
+        1e-3,
+        1e-3,
+    ]
+    few["train"] = few["train"][list(range(19, -1, -1))]
+    experiments.run(path)
+    assert len(fitted) == 6
+    experiments.run(
+        write(grid=[{"kl_warmup": [0]}], recipe=PLAN["recipe"] | {"lr": 1e-3}, seeds=[1])
+    )
+    assert len(fitted) == 6
+    assert [row["seed"] for row in experiments.results(path)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("recipe: {data: mnist-5k}\ngrid: []\n", "tiny.yaml needs recipe, grid, seeds"),
+        ("- 1\n- 2\n", "tiny.yaml holds no keys and values"),
+        ("recipe: [", "tiny.yaml is no YAML"),
+        ("", "tiny.yaml holds no keys and values"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_one_line(tmp_path, text, says):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    with pytest.raises(files.UserError) as caught:
+        experiments.run(path)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seeds": []}, "a list of seeds"),
+        ({"seeds": 3}, "a list of seeds"),
+        ({"recipe": "mnist-2d"}, "tiny.yaml needs recipe, grid, seeds"),
+        ({"others": 1}, "tiny.yaml needs recipe, grid, seeds"),
+        ({"grid": {"beta": 4.0}}, "the grid needs lists of values"),
+        ({"grid": 5}, "the grid needs lists of values"),
+        ({"grid": {"kl_warmpu": [0]}}, "a recipe has no key 'kl_warmpu'"),
+        ({"recipe": PLAN["recipe"] | {"steps": 0}}, "steps is 0; it must be above 0"),
+    ],
+)
+def test_a_wrong_plan_is_one_line(plan, changes, says):
+    write, fitted, _ = plan
+    with pytest.raises((files.UserError, ValueError)) as caught:
+        experiments.run(write(**changes))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not fitted
+
+
+def test_an_unknown_experiment_names_the_nearest():
+    with pytest.raises(ExperimentError, match=r"no experiment 'warm-upp'.*warm-up"):
+        experiments.find("warm-upp")
+    assert experiments.find("warm-up") == FOLDER / "warm-up.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_results_are_of_the_committed_plan(path, images):
+    """Every planned run is there, in order, to its last step; and on the digits of everybody."""
+    kept = files.read_json(path.with_suffix(".json"))
+    assert kept["command"] == f"vaelib experiment {path.stem}"
+    plan = experiments.planned(path)
+    described = [{k: run[k] for k in ("keys", "seed", "recipe")} for run in kept["runs"]]
+    assert described == plan
+    for run in kept["runs"]:
+        assert run["history"][-1]["step"] == run["recipe"]["steps"]
+        if run["recipe"]["data"] == "mnist-5k":
+            assert run["images"] == {split: images[split].sha256 for split in images}
+    assert path.with_suffix(".json").stat().st_size < 200_000
+    assert len({run["seed"] for run in plan}) >= 3

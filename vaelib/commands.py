@@ -1,0 +1,300 @@
+"""What each command of `vaelib` does. Each imports what it needs when it is run, not before."""
+
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from vaelib import arguments, checkpoints, files, recipes, reports
+from vaelib.arguments import UsageError
+
+Mode = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
+# of `sample`, the options that have an effect in each mode, beside name, mode and where to write
+EFFECTIVE = {
+    "sample": {"seed", "latents", "n_samples", "n_columns", "separate", "batch_size"},
+    "interpolate": {"seed", "n_samples", "n_interpolate", "start", "path", "latents", "data"},
+    "traverse": {
+        "seed", "n_samples", "n_traverse", "traverse_range", "traverse_dim", "start", "latents",
+        "data",
+    },
+    "reconstruct": {"seed", "n_samples", "n_columns", "data"},
+    "visualize_latent": {"data"},
+    "manifold": {"n_samples", "spacing"},
+}  # fmt: skip
+LEFT_OVER = {files.RECIPE, files.LOCK, files.LOG}  # of a run that was killed before it saved
+
+
+def train(
+    config: str | None = None, run_dir: str | None = None, resume: bool = False, **recipe
+) -> None:
+    """Train a recipe into a run folder, which is then a checkpoint like any other.
+
+    config : whose recipe to take: a checkpoint's name, or a YAML file.
+    run_dir : the run's folder; runs/ and the time unless given.
+    resume : go on with the run in RUN_DIR, with more steps for longer.
+    """
+    from vaelib import data, film, run, training
+
+    folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
+    first = run.RANK == 0  # of several processes, one minds the files
+    recipe["data"] = data.absolute(recipe["data"])
+    if not resume and first:
+        refuse_occupied(folder)
+    started = resume and (folder / files.STATE).exists()
+    model, images, trained = training.build(recipe | ({"init": None} if started else {}))
+    with ExitStack() as until_done:
+        if first:
+            until_done.enter_context(files.locked(folder))
+            files.sweep(folder)
+            if not started:
+                files.write_recipe(folder, recipe)
+        filmed = first and model.latent_dim == 2 and images["val"].labels is not None
+        on_eval = partial(film.keep_frame, model, images["val"], folder) if filmed else None
+        history = training.fit(model, images, trained, folder, started, on_eval)
+        if not first:
+            return
+        recipe["plans"] = history.plans
+        if trained.minutes:  # what came of the clock, in steps
+            recipe |= {"steps": history.rows[-1]["step"], "minutes": None}
+            recipe["clock_steps"] = history.clock_steps
+        files.write_recipe(folder, recipe)
+    n_eval = min(recipes.n_eval(trained), len(images["val"]))
+    print(reports.summary(history.rows, recipe["data"], n_eval, folder))
+
+
+def refuse_occupied(folder: Path) -> None:
+    """UsageError where a run can't be started in a folder, as something is there already."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name another -e")
+    there = {path.name for path in folder.glob("*")} if folder.exists() else set()
+    if files.STATE in there:
+        raise UsageError(f"{folder} has a run: add --resume to go on with it, or name another -e")
+    if there - LEFT_OVER:
+        raise UsageError(f"{folder} is not an empty folder: name another -e")
+
+
+def sample(
+    name: str,
+    mode: Mode = "sample",
+    seed: int = 0,
+    latents: Literal["prior", "aggregate"] = "prior",
+    n_samples: int | None = None,
+    n_columns: int | None = None,
+    separate: bool = False,
+    batch_size: int = 100,
+    n_interpolate: int = 8,
+    start: Literal["images", "draws"] = "images",
+    path: Literal["linear", "spherical"] = "linear",
+    n_traverse: int = 11,
+    traverse_range: float = 3.0,
+    traverse_dim: int | None = None,
+    spacing: Literal["inverse_cdf", "linear"] = "inverse_cdf",
+    data: str | None = None,
+    save_dir: str = "samples",
+    output: str | None = None,
+) -> None:
+    """Draw one kind of picture from a checkpoint and save it as a PNG.
+
+    name : a published checkpoint, or a run folder.
+    mode : what to draw.
+    seed : of every random choice: draws, images, binarisation.
+    latents : where latents are drawn from: the prior, or a density fitted to the latents of
+        the training images.
+    n_samples : pictures (sample, reconstruct), rows (interpolate, traverse), or the side of the
+        grid (manifold).
+    n_columns : pictures in a row of the grid (sample, reconstruct).
+    separate : write each sample as a PNG of its own, at the model's size, into a folder.
+    batch_size : samples decoded at once.
+    n_interpolate : pictures in between the two ends.
+    start : interpolate and traverse from real images, or from drawn latents.
+    path : the way from one end to the other.
+    n_traverse : pictures in a traversal.
+    traverse_range : from minus this to plus this, in prior standard deviations.
+    traverse_dim : the dimension to move, for several images; unless given, the dimensions that
+        carry most nats, for one image.
+    spacing : of the manifold's grid.
+    data : images:FOLDER or a data set to take images from, in place of the recipe's.
+    save_dir : where the picture goes.
+    output : the picture's whole path (with --separate, the folder's), in place of save_dir.
+    """
+    for key, value, least in (
+        ("n_samples", n_samples, 1), ("n_columns", n_columns, 1), ("batch_size", batch_size, 1),
+        ("n_interpolate", n_interpolate, 0), ("n_traverse", n_traverse, 2),
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise UsageError(f"--{key} {value}: give at least {least}")
+    from vaelib import derived, gallery
+
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    if mode in ("visualize_latent", "manifold") and model.latent_dim != 2:
+        raise UsageError(f"--mode {mode} needs 2 latent dimensions; {name} has {model.latent_dim}")
+    if traverse_dim is not None and not 0 <= traverse_dim < model.latent_dim:
+        raise UsageError(f"--traverse_dim {traverse_dim}: {name} has 0 to {model.latent_dim - 1}")
+    label, count = folder.resolve().name, {} if n_samples is None else {"n_samples": n_samples}
+    density = derived.aggregate(model, folder) if latents == "aggregate" else None
+    drawn = {"seed": seed, "density": density} | count
+    if separate:
+        target = Path(output) if output else Path(save_dir) / f"{label}-samples"
+        print(gallery.save_each(model, target, batch_size, **drawn))
+        return
+    images, columns = None, {} if n_columns is None else {"n_columns": n_columns}
+    if mode in ("reconstruct", "visualize_latent") or (
+        mode in ("interpolate", "traverse") and start == "images"
+    ):
+        images = images_of(model, folder, data, mode)
+    if mode == "sample":
+        figure = gallery.sample(model, label, **drawn, **columns)
+    elif mode == "manifold":
+        figure = gallery.manifold(model, label, n_samples or 20, spacing)
+    elif mode == "interpolate":
+        figure = gallery.interpolate(model, label, images, n_interpolate, path=path, **drawn)
+    elif mode == "traverse":
+        kl, way = checkpoints.known_kl(folder), (n_traverse, traverse_range, traverse_dim)
+        figure = gallery.traverse(model, label, images, kl, *way, **drawn)
+    elif mode == "reconstruct":
+        figure = gallery.reconstruct(model, label, images, seed=seed, **count, **columns)
+    else:
+        figure = gallery.visualize_latent(model, label, images)
+    ending = "-aggregate" if (mode, latents) == ("sample", "aggregate") else ""
+    target = Path(output) if output else Path(save_dir) / f"{label}-{mode}{ending}.png"
+    print(gallery.save(figure, target))
+
+
+def images_of(model, folder: Path, name: str | None, mode: str):
+    """The images that a picture starts from; None, which is said, where drawn latents will do."""
+    from vaelib import data, derived
+
+    try:
+        return derived.images_for(model, folder, fallback=True, name=name)
+    except data.DataError as error:
+        if mode not in ("interpolate", "traverse"):
+            raise
+        print(f"{error} Going on from drawn latents.")
+        return None
+
+
+def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bool = False) -> None:
+    """Recompute a block of metrics.json and compare; write it where it is missing.
+
+    name : a published checkpoint, or a run folder.
+    full : the block test_full: 5,000 samples on all test images (an hour or more on two cores).
+    offline : the block val_offline: the 5,000 validation digits, which need no download.
+    overwrite : replace the block in metrics.json.
+    """
+    import torch
+
+    from vaelib import data, derived, evaluation
+
+    if full and offline:
+        raise UsageError("--full and --offline are two blocks: give one of them")
+    model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    block_name = "test_full" if full else "val_offline" if offline else "test_quick"
+    try:
+        images = derived.images_for(model, folder, "val" if offline else "test")
+    except data.DataError as error:
+        if full or data.source(recipes.read(folder)["data"]).fallback is None:
+            raise
+        print(f"{error} Going on with the val_offline block.")
+        block_name, images = "val_offline", derived.images_for(model, folder, "val")
+    block = (
+        evaluation.evaluate_fully(model, images, folder)
+        if full
+        else evaluation.evaluate(model, images, **evaluation.quick(model))
+    )
+    path, blocks = folder / files.METRICS, files.read_metrics(folder)
+    old = None if overwrite else blocks.get(block_name)
+    differences = reports.compare(old, block) if old else []
+    if old is None:
+        blocks[block_name] = block
+        files.write_json(path, dict(sorted(blocks.items())))
+    if full and not differences:
+        (folder / files.PARTIAL).unlink(missing_ok=True)
+    print("\n".join(reports.report(block)))
+    if differences:
+        raise UsageError(f"{block_name} differs from {path}: {'; '.join(differences)}")
+    agrees = f"agrees with {path} within {reports.TOLERANCE} nats"
+    print(f"{block_name} {agrees}" if old else f"{path}: {block_name} written")
+
+
+def info(name: str) -> None:
+    """Say what a checkpoint is: model, size, recipe, numbers.
+
+    name : a published checkpoint, or a run folder.
+    """
+    folder = checkpoints.find(name)
+    config, shapes = files.read_mapping(folder / files.CONFIG), files.read_shapes(folder)
+    print("\n".join(f"{key}: {value}" for key, value in config.items()) + "\n")
+    counts = {}
+    for key, (shape, count) in shapes.items():
+        print(f"{key:<44} {'x'.join(map(str, shape)):>16} {count:>12,}")
+        part = key.split(".")[0]
+        counts[part] = counts.get(part, 0) + count
+    for part, count in {**counts, "in all": sum(counts.values())}.items():
+        print(f"{part}: {count:,} parameters")
+    print(f"weights: {(folder / files.WEIGHTS).stat().st_size / 1e6:.2f} MB\n")
+    if (folder / files.RECIPE).exists():
+        print((folder / files.RECIPE).read_text(encoding="utf-8"))
+    for block_name, block in files.read_metrics(folder).items():
+        print("\n".join([block_name, *reports.report(block)]))
+
+
+def figures(names: list[str]) -> None:
+    """Regenerate readme-assets/, docs/ and the generated tables from the checkpoints.
+
+    names : published checkpoints; none for all of them.
+    """
+    known = checkpoints.published()
+    for name in names:
+        if name not in known:
+            near = arguments.choices.nearest(name, known)
+            raise UsageError(
+                f"no published checkpoint {name!r}{near}; there are: {', '.join(known)}"
+            )
+    from vaelib import publishing
+
+    for name in names or known:
+        for path in publishing.draw_published(name):
+            print(path)
+    publishing.write_tables()
+
+
+def data(name: str) -> None:
+    """Fetch or locate a data set and say what is there.
+
+    name : mnist, mnist-5k, celeba or images:FOLDER; a wrong one lists them.
+    """
+    from vaelib import data
+
+    print(f"{name}; root {data.root()}")
+    for split in data.source(name).splits:
+        images = data.load(name, split)
+        shape = "x".join(map(str, images.images.shape[1:]))
+        print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
+
+
+def experiment(name: str) -> None:
+    """Run what is missing of an experiment: a recipe, a grid of its keys, several seeds.
+
+    name : of experiments/NAME.yaml, or such a file; results go beside it, as .json.
+    """
+    from vaelib import experiments
+
+    experiments.run(experiments.find(name))
+
+
+def export(name: str, output: str = "explorer.html") -> None:
+    """Write a checkpoint as one page of HTML: sliders, map and decoder, with no Python behind.
+
+    name : a published checkpoint, or a run folder.
+    output : the page.
+    """
+    from vaelib import export
+
+    export.export(name, output)
+
+
+COMMANDS = {
+    f.__name__: f for f in (train, sample, evaluate, info, figures, data, experiment, export)
+}

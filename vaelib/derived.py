@@ -1,0 +1,126 @@
+"""What is derived from a checkpoint and its data: the images, a fitted density, attributes.
+
+What takes long is kept beside the weights, and made again when what it depends on has changed.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributions import MixtureSameFamily, Normal
+
+from vaelib import checkpoints, data, files, latents
+from vaelib.data import Images
+from vaelib.evaluation import elbo_terms
+from vaelib.files import CheckpointError
+
+SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
+
+
+def data_of(folder: Path) -> str:
+    """The data set that a checkpoint's recipe names; CheckpointError where none is named."""
+    path = folder / files.RECIPE
+    recipe = files.read_recipe(folder) if path.exists() else {}
+    if "data" not in recipe:
+        raise CheckpointError(f"{path} names no data; write a line 'data: NAME' into it")
+    name = recipe["data"]
+    if name != data.absolute(name):
+        raise CheckpointError(f"{path} has the folder of {name!r} in part; write its whole path")
+    return name
+
+
+def images_for(
+    model, folder: Path, split: str = "test", fallback: bool = False, name: str | None = None
+) -> Images:
+    """A split of what a checkpoint's recipe names, at the model's size; val where it has no test.
+
+    Of the data set `name`, where one is given.
+
+    Raises CheckpointError where the recipe names no data, DataError where it can't be had.
+    """
+    name, (channels, *size) = name or data_of(folder), model.image_shape
+    if split == "test" and split not in data.source(name).splits:
+        split = "val"
+    return data.load(name, split, fallback=fallback, image_size=tuple(size), channels=channels)
+
+
+def drawn(model, images: Images, seed: int = 0) -> Tensor:
+    """One draw from q(z | x) for each image. Shapes: N images -> (N, D)."""
+    return drawn_from(elbo_terms(model, images, seed)[1], seed)
+
+
+def drawn_from(q_z: Normal, seed: int) -> Tensor:
+    """One draw from each q(z | x). Shapes: (N, D) -> (N, D)."""
+    noise = torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(seed))
+    return q_z.loc + q_z.scale * noise
+
+
+def first_images(model, folder: Path, split: str) -> Images:
+    """As many of a split's images as what is kept is made of."""
+    return images_for(model, folder, split).subset(10_000)
+
+
+def aggregate(model, folder: Path) -> MixtureSameFamily:
+    """A density fitted to draws from q(z | x) over the training images; kept beside the weights.
+
+    A Gaussian mixture, of the first 10,000 images at most; the number of its components is the
+    one best on the validation images, of those with 20 training images for each component.
+    """
+    train, val = (partial(first_images, model, folder, split) for split in ("train", "val"))
+    if found := checkpoints.kept_tensors(folder, files.LATENTS, train):
+        return latents.mixture(**found[0])
+    train, val = train(), val()
+    if len(train) < 2 or not len(val):
+        raise ValueError(
+            f"{train.name} has {len(train)} training and {len(val)} validation images, too few to "
+            "fit a density to their latents; draw from the prior"
+        )
+    z, z_val = (drawn(model, images) for images in (train, val))
+    numbers = [n for n in (1, 2, 5, 10, 20) if n == 1 or 20 * n <= len(train)]
+    fits = {n: latents.fit_mixture(z, n) for n in numbers}
+    scores = {n: fit.log_prob(z_val).mean().item() for n, fit in fits.items()}
+    best = max(scores, key=scores.get)
+    parts = fits[best].component_distribution
+    tensors = {"weights": fits[best].mixture_distribution.probs}
+    tensors |= {"means": parts.loc, "scale_tril": parts.scale_tril}
+    metadata = {f"val log-density, {n} components": f"{s:.3f} nats" for n, s in scores.items()}
+    checkpoints.keep_tensors(folder, files.LATENTS, tensors, metadata | {"images": train.sha256})
+    return fits[best]
+
+
+def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Of each attribute its two directions, and how well they tell held-out images; kept.
+
+    "directions" (2, D), `latents.attribute_directions` of the training images, and "auc" (2,),
+    the areas under the ROC curve of the test images' means of q(z | x) along either. Empty
+    where the data has no attributes.
+    """
+    train, test = (partial(first_images, model, folder, split) for split in ("train", "test"))
+    found = checkpoints.kept_tensors(folder, files.ATTRIBUTES, train)
+    if not found:
+        train, test = train(), test()
+        z, z_test = (elbo_terms(model, images)[1].loc for images in (train, test))
+        tensors = {}
+        for name, has in (train.attributes or {}).items():
+            if any(min(h.sum(), (~h).sum()) < 5 for h in (has, test.attributes[name])):
+                continue  # too few of them, or of the others, to say
+            ways = torch.stack(latents.attribute_directions(z, has))  # (2, D)
+            on_test = [latents.auc(z_test @ way, test.attributes[name]) for way in ways]
+            tensors |= {f"{name}.directions": ways, f"{name}.auc": torch.tensor(on_test)}
+        checkpoints.keep_tensors(folder, files.ATTRIBUTES, tensors, {"images": train.sha256})
+        found = tensors, {}
+    table: dict[str, dict[str, Tensor]] = {}
+    for key in sorted(found[0]):
+        name, what = key.rsplit(".", 1)
+        table.setdefault(name, {})[what] = found[0][key]
+    return table
+
+
+def shown_directions(table: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of `attributes`, one direction (D,) for each that pictures and sliders show.
+
+    Those are the ones of SHOWN that there are; else the first six.
+    """
+    names = [name for name in SHOWN if name in table] or list(table)[:6]
+    return {name: table[name]["directions"][0] for name in names}

@@ -1,0 +1,63 @@
+"""Numbers as text: a run's, and a block of metrics.json, also compared with another one."""
+
+from pathlib import Path
+
+TOLERANCE = 0.02  # nats: what another processor's rounding may change in a mean
+
+
+def report(block: dict) -> list[str]:
+    """A block of metrics as lines to read."""
+    bound = block["bound"]
+    rows = [
+        ("-ELBO", block["neg_elbo"], block["n_images"]),
+        ("reconstruction", block["reconstruction"], block["n_images"]),
+        ("KL", block["kl"], block["n_images"]),
+        (f"bound, {bound['n_importance']:,} samples", bound["neg_log_px"], bound["n_images"]),
+    ]
+    head = (
+        f"{block['data']} {block['split']}, binarisation: {block['binarisation']}; nats per image"
+    )
+    lines = [f"{name:>22} {v:9.3f} +- {e:.3f}  ({n:,} images)" for name, (v, e), n in rows]
+    if "psnr" in block:
+        lines.append(f"{'bits per dimension':>22} {block['bits_per_dim']:9.3f}")
+        lines.append(f"{'PSNR, dB':>22} {block['psnr'][0]:9.3f} +- {block['psnr'][1]:.3f}")
+    if "sigma" in block:
+        lines.append(f"{'sigma':>22} {block['sigma']:9.5f}")
+    return [head, *lines, f"{'active units':>22} {block['active_units']:5d}"]
+
+
+def compare(old: dict, new: dict) -> list[str]:
+    """What differs between two computations of one block by more than rounding."""
+    found = [
+        f"{key} was {old[key]}, is {new[key]}"
+        for key in ("sha256", "n_images", "binarisation", "active_units")
+        if old[key] != new[key]
+    ]
+    found += [
+        f"the bound's {key} was {old['bound'][key]}, is {new['bound'][key]}"
+        for key in ("n_images", "n_importance")
+        if old["bound"][key] != new["bound"][key]
+    ]
+    pairs = [(key, old[key][0], new[key][0]) for key in ("neg_elbo", "reconstruction", "kl")]
+    pairs.append(("bound", old["bound"]["neg_log_px"][0], new["bound"]["neg_log_px"][0]))
+    for key, before, now in pairs:
+        if not abs(before - now) <= TOLERANCE:
+            found.append(f"{key} was {before}, is {now}")
+    return found
+
+
+def log_line(row: dict) -> str:
+    """A row of the history as a line of text."""
+    numbers = [f"{k} {v:,.4g}" for k, v in row.items() if k not in ("step", "seconds")]
+    return f"step {row['step']:,}, {row['seconds']:,.1f} s: {', '.join(numbers)}\n"
+
+
+def summary(rows: list[dict], data: str, n_eval: int, folder: Path) -> str:
+    """What a finished run came to, and what to type next."""
+    best = max(rows, key=lambda row: row["val_objective"])
+    name, value = ("-ELBO", "val_elbo") if "val_elbo" in best else ("-objective", "val_objective")
+    return (
+        f"{folder}: {name} {-best[value]:.2f} nats on {n_eval:,} images of {data} val, "
+        f"at step {best['step']:,}.\n"
+        f"Next: vaelib sample {folder} --mode sample; vaelib evaluate {folder}"
+    )
