@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from servers import refused, serving, silent
 
-from vaelib import checkpoints, data, evaluation, files, publishing
+from vaelib import checkpoints, data, evaluation, files, publishing, reports
 from vaelib.files import CheckpointError
 from vaelib.models import VAE
 
@@ -140,7 +140,7 @@ def without_clone(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "MANIFEST", tmp_path / "manifest.json")
     monkeypatch.setattr(checkpoints, "PUBLISHED", tmp_path / "none")
     monkeypatch.setattr(files, "cache", lambda: tmp_path / "cache")
-    monkeypatch.setattr(checkpoints, "TIMEOUT", 0.5)
+    monkeypatch.setattr(files, "TIMEOUT", 0.5)
     monkeypatch.delenv("VAELIB_CHECKPOINTS", raising=False)
     return folder.parent
 
@@ -212,7 +212,7 @@ def test_val_offline_is_reproduced(name):
     terms, q_z = evaluation.elbo_terms(model, images)
     assert block["sha256"] == images.sha256
     for key, values in (("neg_elbo", -terms.elbo), ("kl", terms.kl)):
-        assert values.mean().item() == pytest.approx(block[key][0], abs=evaluation.TOLERANCE)
+        assert values.mean().item() == pytest.approx(block[key][0], abs=reports.TOLERANCE)
     assert evaluation.active_units(q_z) == block["active_units"]
     per_dim = torch.tensor(block["kl_per_dim"])
     torch.testing.assert_close(terms.kl_per_dim.mean(0), per_dim, atol=2e-3, rtol=0)
@@ -257,7 +257,7 @@ def test_a_published_bound_is_computed_again_from_its_definition(name):
     digits = data.load("mnist", "val").subset(100)
     model = checkpoints.load_checkpoint(name)
     block = evaluation.evaluate(model, digits, 500, 100)
-    assert block["bound"]["neg_log_px"][0] == pytest.approx(first, abs=evaluation.TOLERANCE)
+    assert block["bound"]["neg_log_px"][0] == pytest.approx(first, abs=reports.TOLERANCE)
 
 
 def test_a_published_face_model_is_what_its_block_says():
@@ -339,9 +339,9 @@ def test_active_units_by_hand():
 
 def test_compare_sees_what_differs(small_vae, digits):
     block = evaluation.evaluate(small_vae, digits.subset(20), n_importance=5, n_bound_images=4)
-    assert evaluation.compare(block, block) == []
+    assert reports.compare(block, block) == []
     moved = block | {"neg_elbo": [block["neg_elbo"][0] + 0.1, 1.0], "sha256": "other"}
     moved["bound"] = block["bound"] | {"n_importance": 6, "n_images": 3}
-    found = evaluation.compare(block, moved)
+    found = reports.compare(block, moved)
     assert len(found) == 4
     assert block["bound"]["neg_log_px"][0] < block["bound"]["neg_elbo_same_images"][0]

@@ -180,7 +180,7 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--steps", "-1"], "steps"),
         (["train", "--widths", "[]", "--data", "mnist-5k"], "widths"),
         (["train", "--data", "minst"], "mnist, mnist-5k"),
-        (["train", "--data", "mnist-5k", "-e", run], "not an empty folder"),
+        (["train", "--data", "mnist-5k", "-e", run], "add --resume"),
         (["train", "--resume", "-e", tmp_path / "none"], "train.yaml is not there"),
         (["train", "--resume"], "-e RUN_DIR"),
         (["train", "--resume", "-e", run, "--lr", "1"], "another lr; only steps may change"),

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from servers import refused, serving, silent
 
-from vaelib import data
+from vaelib import data, files
 from vaelib.data import download, mnist
 
 
@@ -138,7 +138,7 @@ def test_broken_download_leaves_nothing_and_the_next_one_works(tiny_mnist, tmp_p
 
 
 def test_refused_and_silent_servers_end_soon_with_advice(tiny_mnist, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.5)
+    monkeypatch.setattr(files, "TIMEOUT", 0.5)
     with silent() as address:
         for server in (refused(), address):
             from_server(monkeypatch, server)

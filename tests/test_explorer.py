@@ -475,7 +475,7 @@ def test_images_go_into_a_page_where_they_may(tmp_path, monkeypatch, name, share
     seen = []
     files.write_recipe(tmp_path, {"data": name})
     checkpoints.save(model, tmp_path)
-    monkeypatch.setattr(widgets.gallery, "images_for", lambda *_, **__: faces)
+    monkeypatch.setattr(widgets.derived, "images_for", lambda *_, **__: faces)
     monkeypatch.setattr(export, "write_page", lambda _, found, *__: seen.append(found) or 1)
     main(["export", str(tmp_path), "-o", str(tmp_path / "page.html")])
     (found,) = seen

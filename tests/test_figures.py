@@ -399,13 +399,13 @@ def test_pictures_of_any_shape(shape):
 def test_images_are_asked_for_at_the_models_size(tmp_path, monkeypatch):
     model, asked = VAE((3, 10, 14), 2, widths=(4,)), []
     monkeypatch.setattr(data, "load", lambda *names, **how: asked.append((names, how)))
-    files.write_recipe(tmp_path, {"data": "images:photos"})
+    files.write_recipe(tmp_path, {"data": "images:/photos"})
     derived.images_for(model, tmp_path)
     files.write_recipe(tmp_path, {"data": "mnist-5k"})
     derived.images_for(model, tmp_path, fallback=True)  # it has no test split
     size = {"image_size": (10, 14), "channels": 3}
     assert asked == [
-        (("images:photos", "test"), {"fallback": False} | size),
+        (("images:/photos", "test"), {"fallback": False} | size),
         (("mnist-5k", "val"), {"fallback": True} | size),
     ]
 
@@ -426,7 +426,7 @@ def has_images(monkeypatch, digits):
 
     def give(n_train: int, n_val: int) -> None:
         splits = {"train": digits[:n_train], "val": digits[500 : 500 + n_val]}
-        monkeypatch.setattr(gallery, "images_for", lambda _, __, split: splits[split])
+        monkeypatch.setattr(derived, "images_for", lambda _, __, split: splits[split])
 
     return give
 
@@ -461,7 +461,7 @@ def test_attributes_that_are_shown():
 
 
 def test_published_pictures_are_drawn_in_their_place(tmp_path, monkeypatch, digits):
-    monkeypatch.setattr(gallery, "images_for", lambda *_: digits)
+    monkeypatch.setattr(derived, "images_for", lambda *_: digits)
     monkeypatch.setattr(publishing, "PUBLISHED_PAGES", tmp_path)
     pictures, assets = tmp_path / "assets", publishing.ASSETS
     monkeypatch.setattr(publishing, "ASSETS", pictures)

@@ -49,6 +49,7 @@ def train(
             files.sweep(folder)
             if not started:
                 files.write_recipe(folder, recipe)
+                (folder / files.FILM).unlink(missing_ok=True)
         filmed = first and model.latent_dim == 2 and images["val"].labels is not None
         on_eval = partial(film.keep_frame, model, images["val"], folder) if filmed else None
         history = training.fit(model, images, trained, folder, started, on_eval)
@@ -68,9 +69,10 @@ def refuse_occupied(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name another -e")
     there = {path.name for path in folder.glob("*")} if folder.exists() else set()
-    if files.STATE in there:
+    there = {name for name in there if not files.is_temporary(name)} - LEFT_OVER
+    if there & {files.STATE, files.WEIGHTS}:
         raise UsageError(f"{folder} has a run: add --resume to go on with it, or name another -e")
-    if there - LEFT_OVER:
+    if there:
         raise UsageError(f"{folder} is not an empty folder: name another -e")
 
 

@@ -69,10 +69,15 @@ def locked(folder: Path):
         lock.release()
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file is what `atomic` writes before it replaces the old one."""
+    return bool(re.fullmatch(r"\..+\.(json|yaml|safetensors|png|txt)-\w{8}", name))
+
+
 def sweep(folder: Path) -> None:
     """Remove the temporary files of writers that were killed; nobody else writes here now."""
     for path in folder.rglob(".*-*"):
-        if re.fullmatch(r"\..+\.(json|yaml|safetensors|png|txt)-\w{8}", path.name):
+        if is_temporary(path.name):
             path.unlink(missing_ok=True)
 
 

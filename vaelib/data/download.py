@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from vaelib import files
 from vaelib.data.images import DataError
 
 
@@ -46,7 +47,7 @@ def _running(process: int) -> bool:
     return True
 
 
-def download(name: str, advice: str, files: dict[str, Path]) -> None:
+def download(name: str, advice: str, targets: dict[str, Path]) -> None:
     """Fetch a data set by torchvision, then move each of its files to its place."""
     timeout = socket.getdefaulttimeout()
     try:
@@ -58,7 +59,7 @@ def download(name: str, advice: str, files: dict[str, Path]) -> None:
             contextlib.redirect_stdout(io.StringIO()),
         ):
             getattr(torchvision.datasets, name)(partial, download=True)
-            for source, target in files.items():
+            for source, target in targets.items():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(partial / source, target)
     except Exception as error:  # the downloaders of torchvision raise many kinds

@@ -1,0 +1,202 @@
+"""The command line as people type it: at once, in plain words, and safe to interrupt."""
+
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from vaelib import arguments, commands, files, recipes
+from vaelib.__main__ import main
+from vaelib.models import VAE
+from vaelib.recipes import ModelConfig
+
+TINY = [
+    "--data", "mnist-5k", "--latent_dim", "3", "--widths", "[4,8]", "--batch_size", "8",
+    "--precision", "fp32",
+]  # fmt: skip
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line that a command is refused with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    assert caught.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("vaelib: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    "words", ["", "--help", "train --help", "info mnist-2d", "paint", "train -x"]
+)
+def test_help_and_mistakes_need_no_heavy_module(words):
+    code = (
+        f"import sys; sys.argv = ['vaelib', *{words.split()!r}]\n"
+        "from vaelib.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'torchvision', 'matplotlib', 'seaborn', 'sklearn', 'accelerate', 'PIL',"
+        " 'IPython', 'huggingface_hub', 'pooch'}\n"
+        "print('loaded:', sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "loaded: []"
+    assert "Traceback" not in done.stderr
+
+
+def test_every_key_of_a_recipe_is_explained_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for key in arguments.recipe_keys():
+        assert len(key.text) > 10 or key.name in (
+            "optimizer",
+            "lr",
+            "weight_decay",
+            "seed",
+            "steps",
+        )
+        assert f"--{key.name} {key.name.upper()}" in text
+        assert key.text in text
+    assert text.count("vaelib train -") == 3  # examples
+    for group in ("data:", "model:", "objective:", "schedule:", "run:", "-c ", "-e "):
+        assert group in text
+
+
+def test_the_models_keys_are_the_models_arguments():
+    own = inspect.signature(VAE).parameters
+    config = inspect.signature(ModelConfig).parameters
+    assert list(own)[1:] == list(config)  # but for image_shape
+    for name, parameter in config.items():
+        assert parameter.default == own[name].default
+        assert parameter.annotation == own[name].annotation
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_each_command_explains_itself(name, capsys):
+    main(["--help"])
+    assert re.search(rf"^  {name} +[A-Z]", capsys.readouterr().out, re.MULTILINE)
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    for key in arguments.function_keys(commands.COMMANDS[name]):
+        assert key.name in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", "did you mean train?"),
+        ("train --latentdim 3", "did you mean latent_dim?"),
+        ("train --objectiv iwae", "did you mean objective?"),
+        ("train --precision fp46", "choose one of auto, bf16, fp32"),
+        ("train --schedule cosin", "did you mean cosine?"),
+        ("train --lr quick", "give a number"),
+        ("train --steps 2.5", "give a whole number"),
+        ("train --steps 5 --minutes 1", "give one of them"),
+        ("train --num_epochs 100", "--steps, which are epochs"),
+        ("train --loss mse", "gaussian with --sigma"),
+        ("train -c nowhere.yaml", "nowhere.yaml is not there"),
+        ("train -c mnist-2", "did you mean mnist-2d?"),
+        ("sample mnist-2d --mode smaple", "did you mean sample?"),
+        ("sample mnist-2d --mode sample --traverse_dim 1", "--traverse_dim: no effect"),
+        ("sample mnist-2d --mode manifold --latents aggregate", "--latents: no effect"),
+        ("evaluate mnist-2d --full --offline", "give one of them"),
+        ("info mnist-3d", "did you mean mnist-2d?"),
+    ],
+)
+def test_mistakes_are_answered_by_what_to_type(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *words.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_as_files_of_their_own_and_grids_of_a_width(tmp_path):
+    out = tmp_path / "some" / "where.png"
+    main(["sample", "mlp-50d", "--n_samples", "6", "--n_columns", "6", "--output", str(out)])
+    wide = Image.open(out)
+    assert wide.width > 3 * wide.height
+    each = ["--n_samples", "7", "--separate", "--batch_size", "3", "--output", str(tmp_path / "e")]
+    main(["sample", "mlp-50d", *each])
+    names = sorted(path.name for path in (tmp_path / "e").iterdir())
+    assert names == [f"{i:05d}.png" for i in range(1, 8)]
+    assert Image.open(tmp_path / "e" / names[0]).size == (28, 28)
+
+
+def started(folder, *more: str) -> subprocess.Popen:
+    """`vaelib train` as a process, once it has begun to step."""
+    line = [sys.executable, "-m", "vaelib", "train", *TINY, "-e", str(folder), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
+    while not re.search(r"[1-9]\d*/\d+ \[", process.stderr.read(60)):
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path, number):
+    process = started(tmp_path / "run", "--steps", "100000", "--eval_every", "90000")
+    process.send_signal(number)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert f"vaelib train -e {tmp_path / 'run'} --resume" in err
+    assert "Traceback" not in err
+    stopped = int(re.search(r"stopped at step ([\d,]+)", err)[1].replace(",", ""))
+    metadata = files.read_tensors(tmp_path / "run" / files.STATE)[1]
+    assert f'"step": {stopped}' in metadata["run"]
+
+
+class Busy(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_between_evaluations_ends_as_if_it_had_not_been(
+    tmp_path, monkeypatch
+):
+    more = ["--steps", "9", "--eval_every", "4"]
+    main(["train", *TINY, *more, "-e", str(tmp_path / "whole")])
+    real, steps = recipes.kl_weight, []
+
+    def interrupts(step, config):
+        steps.append(step)
+        if len(steps) == 7:  # after step 5: between the first and the second evaluation
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(step, config)
+
+    monkeypatch.setattr("vaelib.training.kl_weight", interrupts)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *TINY, *more, "-e", str(tmp_path / "broken")])
+    assert caught.value.code == 130
+    main(["train", "-e", str(tmp_path / "broken"), "--resume"])
+    for name in ("model.safetensors", "train.yaml"):
+        a, b = ((tmp_path / run / name).read_bytes() for run in ("whole", "broken"))
+        assert a == b
+    rows = [files.read_json(tmp_path / run / "history.json") for run in ("whole", "broken")]
+    for a, b in zip(*rows, strict=True):
+        assert a["train_elbo"] == pytest.approx(b["train_elbo"], abs=1e-3)
+        assert a["val_elbo"] == b["val_elbo"]
+
+
+def test_a_run_folder_never_turns_its_owner_away(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert "multiple of 3" in refused(capsys, "train", *TINY, "--accumulate", "3", "-e", run)
+    assert not run.exists()
+    files.write_recipe(run, {"data": "mnist-5k"})  # as if killed before the first evaluation
+    (run / f".{files.STATE}-abcdefgh").write_bytes(b"half of it")
+    main(["train", *TINY, "--steps", "2", "-e", str(run)])
+    assert not list(run.glob(".*-*"))
+    assert "step 2" in (run / files.LOG).read_text()
+    assert "add --resume" in refused(capsys, "train", *TINY, "-e", run)
+    (run / files.STATE).unlink()  # or resumed where there is no state yet: from the beginning
+    main(["train", "-e", str(run), "--resume"])
+    assert (run / files.STATE).exists()
+    with files.locked(run):
+        line = refused(capsys, "train", "-e", run, "--resume")
+    assert "being written by another run" in line
