@@ -209,8 +209,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     old = None if overwrite else blocks.get(block_name)
     differences = reports.compare(old, block) if old else []
     if old is None:
-        blocks[block_name] = block
-        files.write_json(path, dict(sorted(blocks.items())))
+        files.write_json(path, dict(sorted((blocks | {block_name: block}).items())))
     if full and not differences:
         (folder / files.PARTIAL).unlink(missing_ok=True)
     print("\n".join(reports.report(block)))
@@ -227,8 +226,8 @@ def info(name: str) -> None:
     """
     folder = checkpoints.find(name)
     config, shapes = files.read_mapping(folder / files.CONFIG), files.read_shapes(folder)
-    print("\n".join(f"{key}: {value}" for key, value in config.items()) + "\n")
-    counts = {}
+    print(*(f"{key}: {value}" for key, value in config.items()), "", sep="\n")
+    counts: dict[str, int] = {}
     for key, (shape, count) in shapes.items():
         print(f"{key:<44} {'x'.join(map(str, shape)):>16} {count:>12,}")
         part = key.split(".")[0]
@@ -297,6 +296,5 @@ def export(name: str, output: str = "explorer.html") -> None:
     export.export(name, output)
 
 
-COMMANDS = {
-    f.__name__: f for f in (train, sample, evaluate, info, figures, data, experiment, export)
-}
+FUNCTIONS = (train, sample, evaluate, info, figures, data, experiment, export)
+COMMANDS = {function.__name__: function for function in FUNCTIONS}
