@@ -173,11 +173,13 @@ def latency(name: str) -> dict:
         found["elbo_10000_s"] = time.perf_counter() - began
         x = evaluation.seen_by(model, digits.images[:240], torch.Generator().manual_seed(0))
         for key, bf16 in (("fp32", False), ("fast", evaluation.use_bf16("auto", x.device))):
-            function = evaluation.compiled(evaluation.log_weights) if key == "fast" else None
+            function = evaluation.decoded_log_weights
+            if key == "fast":
+                function = evaluation.compiled(function)
             with torch.autocast("cpu", torch.bfloat16, bf16):
-                evaluation.importance_weighted_bound(model, x[:2], 500, function=function)
+                list(evaluation.bounds(model, x[:2].split(1), 500, function=function))
                 began = time.perf_counter()
-                evaluation.importance_weighted_bound(model, x, 500, function=function)
+                list(evaluation.bounds(model, x.split(1), 500, function=function))
             million = 1e6 / (500 * len(x))
             found[f"bound_{key}_s_per_million"] = (time.perf_counter() - began) * million
     return found
@@ -337,7 +339,7 @@ def main() -> None:
     import report
     import torch
 
-    from vaelib.evaluation import environment
+    from vaelib.hardware import environment
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for section in chosen.sections or SECTIONS:
