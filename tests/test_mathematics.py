@@ -83,8 +83,9 @@ def by_hand(model, x, eps):
     return log_px_z, log_pz, log_qz_x
 
 
-def test_elbo_averages_over_its_draws(small_vae):
-    x, eps = (torch.rand(5, 1, 28, 28) > 0.5).float(), torch.randn(4, 5, 3)
+@pytest.mark.parametrize("n_draws", [1, 2, 4])
+def test_elbo_averages_over_its_draws(small_vae, n_draws):
+    x, eps = (torch.rand(5, 1, 28, 28) > 0.5).float(), torch.randn(n_draws, 5, 3)
     terms = elbo(small_vae, x, eps, beta=0.5)
     log_px_z = by_hand(small_vae, x, eps)[0].mean(0)
     torch.testing.assert_close(terms.log_px_z, log_px_z, rtol=1e-4, atol=1e-3)

@@ -57,6 +57,24 @@ def test_block_shapes(block, shape):
     assert block(torch.randn(2, 8, 9, 7)).shape == (2, *shape)
 
 
+def test_unet_has_the_parameters_on_paper():
+    # 3x3 convolutions, with a bias where no norm follows; a norm has a scale and a shift
+    def conv(n_in, n_out, bias=True):
+        return 9 * n_in * n_out + n_out * bias
+
+    def norm(n):
+        return 2 * n
+
+    a, b, d, pixels = 8, 16, 3, 7 * 7
+    block = norm(b) + conv(b, b, False) + norm(b) + conv(b, b)  # one residual block
+    narrow = conv(a, a, False) + norm(a)
+    encoder = conv(1, a) + narrow + conv(a, b) + block + norm(b) + (pixels * b + 1) * 2 * d
+    decoder = (d + 1) * pixels * b + block + norm(b) + conv(b, 4 * a) + narrow + conv(a, 4)
+    model = VAE(latent_dim=d, widths=(a, b))
+    counts = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
+    assert counts == [encoder, decoder]
+
+
 def test_residual_block_starts_as_the_identity():
     x = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(ResidualBlock(8)(x), x)
@@ -106,3 +124,5 @@ def test_wrong_arguments_say_what_is_right():
         VAE(widths=(8, 16)).decode(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="widths"):
         VAE(widths=())
+    with pytest.raises(ValueError, match="widths"):
+        VAE(widths=(8, 0))
