@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from vaelib.data import dequantise
+from vaelib.data import dequantise, to_unit
 from vaelib.likelihoods import (
     LIKELIHOODS,
     LearnedGaussian,
@@ -147,6 +147,12 @@ def test_dequantised_pixels_stay_in_their_cells():
     assert inside.var().item() == pytest.approx(1 / 12, abs=2e-3)
 
 
+def test_grey_levels_are_shares_of_white():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    np.testing.assert_allclose(to_unit(images).flatten(), np.linspace(0, 1, 256), atol=1e-7)
+    assert images.flatten().tolist() == list(range(256))
+
+
 def test_bits_per_dimension():
     assert bits_per_dimension(0.0, 784) == pytest.approx(8)  # a uniform density: all 8 bits
     # a density that knows the upper half of the range saves one bit a pixel
@@ -207,3 +213,15 @@ def test_translated_losses_have_the_gradients_of_the_elbo_they_imply():
 
 def test_pytorch_vaes_weight_is_beta_1_5():
     assert translate(3 * 64 * 64, pixels="mean", kl_weight=0.00025).beta == pytest.approx(1.536)
+
+
+@pytest.mark.parametrize(
+    "logit", [sign * size for size in (0.0, 3.0, 15.0, 18.0, 1e4) for sign in (1, -1)]
+)
+def test_quantiles_of_the_continuous_bernoulli_stay_in_the_unit_interval(logit):
+    p_x = LIKELIHOODS["continuous_bernoulli"]()(torch.tensor(logit))
+    levels = torch.tensor([0.0, 1e-7, 0.25, 0.5, 0.75, 1 - 1e-7, 1.0])
+    x = p_x.icdf(levels)
+    assert torch.isfinite(x).all()
+    assert 0 <= x.min() <= x.max() <= 1
+    assert (x.diff() >= 0).all()  # a quantile rises with its level

@@ -64,7 +64,8 @@ class ExactContinuousBernoulli(torch.distributions.ContinuousBernoulli):
         size = self.logits.abs().clamp(min=1e-6)
         u = torch.where(self.logits > 0, 1 - value, value)
         # from the end where the density is largest: -log(1 - u (1 - exp(-l))) / l
-        near_end = -torch.log1p(u * torch.expm1(-size)) / size
+        # rounding can put it beyond the other end
+        near_end = (-torch.log1p(u * torch.expm1(-size)) / size).clamp(0, 1)
         return torch.where(self.logits > 0, 1 - near_end, near_end)
 
     def _sizes(self) -> tuple[Tensor, Tensor, Tensor]:
