@@ -78,4 +78,9 @@ def test_committed_outputs_are_of_one_clean_run(path):
         assert not any(out.output_type == "error" for out in cell.outputs)
         text = "\n".join(str(out) for out in cell.outputs)
         assert not re.search(r"(/home/|/root/|/work/|/tmp/|/Users/|C:\\\\)", text)
+        # a closed notebook looks whole: widgets leave a picture, progress a plain line
+        assert not re.search(r"object at 0x|HBox\(|%\||\b0step", text)
+        for out in cell.outputs:
+            if "application/vnd.jupyter.widget-view+json" in out.get("data", {}):
+                assert "image/png" in out.data
     assert path.stat().st_size < 1.5e6

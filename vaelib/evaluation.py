@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributions import Normal
-from tqdm.auto import tqdm
 
 from vaelib import files
 from vaelib.data import Images, seen_by
 from vaelib.hardware import compiled, environment, use_bf16
 from vaelib.likelihoods import bits_per_dimension, log_likelihood
 from vaelib.objectives import Terms, elbo, log_weights
+from vaelib.progress import progress
 
 ACTIVE_THRESHOLD = 0.01  # Var_x(E_q[z]) above which a dimension is active (Burda et al. 2016)
 
@@ -74,7 +74,7 @@ def importance_weighted_bound(
     Shapes: x (N, C, H, W) as the model sees it -> (N,) on the CPU. Units: nats per image.
     Source: Burda et al. 2016, equation 8.
     """
-    every = tqdm(x.split(1), unit="image", leave=False, delay=2)
+    every = progress(x.split(1), unit="image", leave=False, delay=2)
     return torch.stack(list(bounds(model, every, n_importance, seed, chunk)))
 
 
@@ -197,7 +197,7 @@ def evaluate(
 
 def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
     """All bounds, behind a progress bar. Shapes: -> (n,)."""
-    return torch.stack(list(tqdm(from_image(0), total=n, unit="image", leave=False, delay=2)))
+    return torch.stack(list(progress(from_image(0), total=n, unit="image", leave=False, delay=2)))
 
 
 def evaluate_fully(model, images: Images, folder: Path) -> dict:
@@ -220,7 +220,9 @@ def evaluate_fully(model, images: Images, folder: Path) -> dict:
 
     def collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
         found = kept["bounds"]
-        rest = tqdm(from_image(len(found)), total=n, initial=len(found), unit="image", leave=False)
+        rest = progress(
+            from_image(len(found)), total=n, initial=len(found), unit="image", leave=False
+        )
         for bound in rest:
             found.append(bound.item())
             if len(found) % 100 == 0:

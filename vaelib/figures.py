@@ -13,6 +13,7 @@ import matplotlib.figure
 import numpy as np
 import seaborn as sns
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 BLUE, ORANGE, GREY = "#0173b2", "#de8f05", "#777777"  # seaborn's colour-blind palette
@@ -23,9 +24,10 @@ class Figure(matplotlib.figure.Figure):
     """A matplotlib Figure that shows itself in a notebook, without pyplot's global state."""
 
     def _repr_png_(self) -> bytes:
-        stream = io.BytesIO()
-        self.savefig(stream, format="png", dpi=80)
-        return stream.getvalue()
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", dpi=80)
+        Image.open(drawn).convert("RGB").save(small, "png", optimize=True)  # no transparency
+        return small.getvalue()
 
 
 def tile(images: Tensor, n_columns: int, gap: int = 2) -> np.ndarray:

@@ -134,35 +134,32 @@ def read_metrics(folder: Path) -> dict:
     return read_mapping(path) if path.exists() else {}
 
 
-def read_tensors(path: Path | str) -> tuple[dict, dict[str, str]]:
-    """The tensors and the metadata of a safetensors file."""
+@contextmanager
+def _opened(path: Path | str, framework: str):
+    """A safetensors file to read from; CheckpointError where it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        with safe_open(path, framework=framework) as file:
+            yield file
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not there; name a folder that has it") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated, damaged or no safetensors file ({error}); fetch it again"
         ) from error
+
+
+def read_tensors(path: Path | str) -> tuple[dict, dict[str, str]]:
+    """The tensors and the metadata of a safetensors file."""
+    with _opened(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[list[int], int]]:
     """Of each of a checkpoint's weights its shape and how many numbers it has, without torch."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(folder) / WEIGHTS
-    try:
-        with safe_open(path, framework="numpy") as file:
-            shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not there; name a folder that has it") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated, damaged or no safetensors file ({error}); fetch it again"
-        ) from error
+    with _opened(Path(folder) / WEIGHTS, "numpy") as file:
+        shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
     return {key: (shape, math.prod(shape)) for key, shape in shapes.items()}
 
 

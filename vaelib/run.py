@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torchvision.utils import save_image
-from tqdm.auto import tqdm
 
 from vaelib import checkpoints, files, objectives, recipes, reports
 from vaelib.data import Images
@@ -26,6 +25,7 @@ from vaelib.diagnosis import Stopped, TrainingError, check, diverged, warn_of_co
 from vaelib.evaluation import active_units, elbo_terms
 from vaelib.hardware import compiled, cpu_only, use_bf16
 from vaelib.objectives import Terms
+from vaelib.progress import progress
 from vaelib.recipes import Step, TrainConfig, kl_weight
 from vaelib.stream import Batch, Stream, step_seed
 
@@ -141,7 +141,7 @@ class Run:
     def steps(self) -> Iterator[Step]:
         """The steps still to do, behind a progress bar."""
         config = self.config
-        self.bar = tqdm(
+        self.bar = progress(
             recipes.steps(config, self.start, self.history.clock_steps, self.elapsed),
             f"{config.minutes:g} minutes" if config.minutes else None,
             None if config.minutes else config.steps,
@@ -224,11 +224,11 @@ class Run:
         warn_of_collapse(row, self.model, self.config, last=step.progress == 1)
         shown = -row.get("val_elbo", row["val_objective"])
         self.bar.set_postfix_str(f"val {shown:.2f} nats, {speed:,.0f} images/s")
+        self.running, self.evaluated = {}, step.number + 1
         if self.run_dir:
             self.save(row)
         if self.on_eval:
             self.on_eval(self.history)
-        self.running, self.evaluated = {}, step.number + 1
         self.began = time.perf_counter()
 
     def save_state(self, step: int) -> None:
@@ -274,7 +274,6 @@ class Run:
         files.write_json(self.run_dir / files.HISTORY, self.history.rows)
         log = "".join(map(reports.log_line, self.history.rows))
         files.write_text(self.run_dir / files.LOG, log)
-        self.running, self.evaluated = {}, row["step"]
         self.save_state(row["step"])
         if self.config.tensorboard:
             write_tensorboard(self.run_dir / "tensorboard", row)

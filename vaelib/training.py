@@ -1,6 +1,5 @@
 """Training: `fit` is one loop. Draw a batch, objective, backward, step; sometimes evaluate."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from vaelib.data import Images
 from vaelib.diagnosis import TrainingError, check
 from vaelib.hardware import cpu_only
 from vaelib.models import VAE
-from vaelib.recipes import DataConfig, TrainConfig, kl_weight, learning_rate
+from vaelib.recipes import DataConfig, ModelConfig, TrainConfig, kl_weight, learning_rate
 from vaelib.run import History, Run, make_optimizer
 
 
@@ -60,23 +59,19 @@ def build(recipe: dict) -> tuple[VAE, dict[str, Images], TrainConfig]:
     Keys that are not given have their defaults. Raises ValueError for a key that nobody knows,
     and whatever `fit` would say before its first step.
     """
-    parts = []
-    for kind in (DataConfig, TrainConfig):
-        names = {f.name for f in fields(kind)}
-        parts.append(kind(**{k: v for k, v in recipe.items() if k in names}))
-        recipe = {k: v for k, v in recipe.items() if k not in names}
-    source, config = parts
-    known = inspect.signature(VAE).parameters
-    for name in recipe:
-        if name not in known or name == "image_shape":
-            raise ValueError(f"a recipe has no key {name!r}{choices.nearest(name, known)}")
+    names = [{f.name for f in fields(kind)} for kind in (DataConfig, ModelConfig, TrainConfig)]
+    for name in recipe.keys() - set.union(*names):
+        near = choices.nearest(name, set.union(*names))
+        raise ValueError(f"a recipe has no key {name!r}{near}")
+    data_keys, model_keys, train_keys = ({k: recipe[k] for k in recipe.keys() & n} for n in names)
+    source, config = DataConfig(**data_keys), TrainConfig(**train_keys)
     size = {"image_size": source.image_size, "channels": source.channels}
     objective = objectives.chosen(config.objective, config.objective_args)
     processes = PartialState(cpu=cpu_only())
     with processes.local_main_process_first():  # one process decodes, the others wait
         images = {split: data.load(source.data, split, **size) for split in ("train", "val")}
     torch.manual_seed(config.seed)
-    model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **recipe)
+    model = VAE(image_shape=tuple(images["train"].images.shape[1:]), **model_keys)
     check(model, images, config, objective, processes.num_processes)
     make_optimizer(list(model.parameters()), config)
     if config.init_std:

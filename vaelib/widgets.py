@@ -77,6 +77,25 @@ def path_slider(model, z_start: list[float], z_end: list[float]) -> ipywidgets.H
     return _follow(model, [slider], on_the_way)
 
 
+def closed(bundle, png: bytes, text: str) -> dict:
+    """What a widget leaves in a notebook: itself, and a picture for where no kernel is."""
+    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
+    return (bundle or {}) | {"image/png": base64.b64encode(png).decode(), "text/plain": text}
+
+
+def show(widget: ipywidgets.Widget, figure: figures.Figure, text: str) -> None:
+    """Display a widget with a figure that stands for it where the notebook is closed."""
+    display(closed(widget._repr_mimebundle_(), figure._repr_png_(), text), raw=True)
+
+
+class Sliders(ipywidgets.HBox):
+    """Sliders beside a picture."""
+
+    def _repr_mimebundle_(self, **options):
+        png = self.children[1].value
+        return closed(super()._repr_mimebundle_(**options), png, "sliders, and what they decode to")
+
+
 def _follow(model, sliders: list[ipywidgets.FloatSlider], to_z) -> ipywidgets.HBox:
     """Sliders, and the picture of `to_z(their values)` redrawn whenever one moves."""
     image, trouble = ipywidgets.Image(format="png"), ipywidgets.Label()
@@ -91,7 +110,7 @@ def _follow(model, sliders: list[ipywidgets.FloatSlider], to_z) -> ipywidgets.HB
     for slider in sliders:
         slider.observe(redraw, names="value")
     redraw()
-    return ipywidgets.HBox([ipywidgets.VBox(sliders), image, trouble])
+    return Sliders([ipywidgets.VBox(sliders), image, trouble])
 
 
 def live_loss_curve(title: str = ""):
@@ -238,6 +257,13 @@ else:
             super().__init__(explorer_data=explorer_data)
             self._model = model
             self.on_msg(self._answer)
+
+        def _repr_mimebundle_(self, **options):
+            starts = self.explorer_data.get("starts")
+            z = starts[0]["z"] if starts else [0.0] * self._model.latent_dim
+            text = f"explorer of {self.explorer_data['name']}, at its first picture"
+            bundle = super()._repr_mimebundle_(**options)
+            return closed(bundle, picture(self._model, z), text)
 
         def _answer(self, _, request: dict, __) -> None:
             to = {key: request[key] for key in ("number", "view")}

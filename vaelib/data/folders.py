@@ -25,6 +25,7 @@ from vaelib.data.decoding import VERSION, Unreadable, any_size, decode
 from vaelib.data.download import workspace
 from vaelib.data.images import DataError
 from vaelib.files import cache
+from vaelib.progress import progress
 
 HIDDEN = {"@eadir", "__macosx", "thumbs", "_thumbs", "thumbnails"}
 HIDDEN |= {"#recycle", "@recycle", "$recycle.bin", "lost+found"}
@@ -175,7 +176,6 @@ def _decode_all(target: Path, folder: Path, files: list[str], left_out: LeftOut,
 
     Returns the names and fingerprints of those written, and the names of those to try again.
     """
-    from tqdm.auto import tqdm
 
     def attempt(name: str):
         try:
@@ -184,7 +184,7 @@ def _decode_all(target: Path, folder: Path, files: list[str], left_out: LeftOut,
             return error
 
     names, prints, again = [], [], []
-    bar = tqdm(total=len(files), desc=_printable(folder.name), unit="image")
+    bar = progress(total=len(files), desc=_printable(folder.name), unit="image")
     with ThreadPoolExecutor() as pool, open(target, "wb") as file, bar:
         step = max(min(1000, 2**28 // np.prod((form[1], *form[0]))), 1)  # images held at once
         for start in range(0, len(files), step):
