@@ -63,12 +63,10 @@ def lab(folder: Path, settings: str = ""):
             server.wait(30)
 
 
-def run_all(page, address: str, notebook: str, ready: str) -> None:
-    """Open a notebook, run all of its cells, and wait until `ready` is there."""
-    page.goto(f"{address}/lab/tree/{notebook}")
+def run_all(page, ready: str) -> None:
+    """Run all cells of the notebook that is open, and wait until `ready` is there."""
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
     page.wait_for_selector("[data-status='idle'], .jp-Notebook-ExecutionIndicator", timeout=120_000)
-    page.wait_for_timeout(3000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.wait_for_selector(ready, timeout=180_000)
@@ -121,7 +119,8 @@ def pages(browser) -> None:
 def sliders(browser, address: str) -> dict[tuple[str, str], tuple]:
     """What `measure` says of each model in notebook 07 and each control."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    run_all(page, address, "07-live-sliders.ipynb", ".vae-map .vae-mark")
+    page.goto(f"{address}/lab/tree/07-live-sliders.ipynb")
+    run_all(page, ".vae-map .vae-mark")
     page.wait_for_timeout(10_000)
     found = {}
     for name, explorer in zip(

@@ -39,6 +39,10 @@ def main() -> None:
         page.wait_for_timeout(500)
         whole = page.locator(".vae-explorer").bounding_box()
         chart = page.locator(".vae-map canvas").bounding_box()
+        below = (
+            page.locator(name).first.bounding_box() for name in (".vae-legend", ".vae-buttons")
+        )
+        ends = max(box["y"] + box["height"] for box in below) + 4
         for i in range(N_FRAMES):
             share = place(i / N_FRAMES)
             x, y = (
@@ -48,8 +52,8 @@ def main() -> None:
             page.mouse.move(x, y)
             page.mouse.down()
             page.wait_for_timeout(120)
-            height = chart["y"] + chart["height"] + 24 - whole["y"]  # its legend too
-            width = chart["x"] + chart["width"] + 4 - whole["x"]
+            height = ends - whole["y"]
+            width = whole["width"]
             clip = {"x": whole["x"], "y": whole["y"], "width": width, "height": height}
             shot = page.screenshot(clip=clip)
             frame = Image.open(io.BytesIO(shot)).convert("RGB")

@@ -1,5 +1,7 @@
 """The command line: every mode draws, every mistake is one line and exit status 2."""
 
+import errno
+import io
 import json
 import shutil
 import subprocess
@@ -11,8 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
-from vaelib import checkpoints, data, evaluation, files, film, recipes
+from vaelib import checkpoints, data, evaluation, files, film, publishing, recipes
 from vaelib.__main__ import main, parse
+from vaelib.arguments import UsageError
 from vaelib.models import VAE
 from vaelib.recipes import best_for
 
@@ -75,6 +78,7 @@ def test_default_run_folder_is_named_by_the_time(tmp_path, monkeypatch, run):
         ["--mode", "traverse", "--start", "draws", "--latents", "aggregate"],
         ["--mode", "reconstruct", "--n_samples", "7"],
         ["--mode", "visualize_latent"],
+        ["--mode", "architecture"],
         ["--mode", "manifold", "--n_samples", "5"],
         ["--mode", "manifold", "--spacing", "linear", "--n_samples", "5"],
     ],
@@ -101,6 +105,71 @@ def test_without_its_images_a_model_is_traversed_from_draws(run, tmp_path, capsy
         assert "Going on from drawn latents" in capsys.readouterr().out
         assert len(list((tmp_path / mode).iterdir())) == 1
     refuses(["sample", tmp_path / "run", "--mode", "reconstruct"], "none", capsys)
+
+
+def test_the_least_of_everything_is_drawn_and_less_is_refused(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(run)
+    for words, key, least in (
+        ("--mode sample --n_samples 1", "--n_columns", 1),
+        ("--separate --n_samples 2", "--batch_size", 1),
+        ("--mode interpolate --n_samples 1", "--n_interpolate", 0),
+        ("--mode traverse --traverse_dim 1 --n_samples 1", "--n_traverse", 2),
+    ):
+        command = ["sample", ".", *words.split(), "--save_dir", tmp_path / key, key]
+        main([*map(str, command), str(least)])
+        (path,) = (tmp_path / key).iterdir()
+        assert path.name.startswith("run-")  # by the folder's own name
+        refuses([*command, least - 1], f"{key} {least - 1}: give at least {least}", capsys)
+    for dim in (-1, 2):
+        wrong = ["sample", ".", "--mode", "traverse", "--traverse_dim", dim]
+        refuses(wrong, f"--traverse_dim {dim}: . has 0 to 1", capsys)
+
+
+def test_samples_of_the_fitted_density_are_a_file_of_their_own(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for more in ([], ["--latents", "aggregate"]):
+        main(["sample", str(tmp_path / "run"), "--save_dir", str(tmp_path / "out"), *more])
+    names = ["run-sample-aggregate.png", "run-sample.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert len({(tmp_path / "out" / name).read_bytes() for name in names}) == 2
+
+
+def test_without_mnist_its_models_are_drawn_and_evaluated_with_what_there_is(
+    tmp_path, capsys, monkeypatch
+):
+    import torchvision
+    from servers import refused
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [refused() + "/"])
+    monkeypatch.setenv("VAELIB_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    main(["sample", "mlp-50d", "--mode", "reconstruct"])
+    assert "Going on with mnist-5k (val: 1,000 digits)" in capsys.readouterr().out
+    assert (tmp_path / "samples" / "mlp-50d-reconstruct.png").exists()
+
+    def few(model, images, *_, **__):
+        return real(model, images.subset(5), 2, 5)
+
+    real = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", few)
+    folder = shutil.copytree(checkpoints.find("mlp-50d"), tmp_path / "copy")
+    main(["evaluate", str(folder), "--overwrite"])
+    assert "Going on with the val_offline block." in capsys.readouterr().out
+    assert files.read_metrics(folder)["val_offline"]["n_images"] == 5
+    assert files.read_metrics(folder)["test_quick"]["n_images"] == 10_000
+    refuses(["evaluate", folder, "--full"], "can't be downloaded", capsys)
+
+
+def test_figures_of_all_checkpoints_or_of_those_named(monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(publishing, "draw_published", lambda name: drawn.append(name) or [name])
+    monkeypatch.setattr(publishing, "write_tables", lambda: drawn.append("tables"))
+    main(["figures", "mnist-2d", "mlp-50d"])
+    assert drawn == ["mnist-2d", "mlp-50d", "tables"]
+    assert capsys.readouterr().out.split() == drawn[:2]
+    drawn.clear()
+    main(["figures"])
+    assert drawn == [*checkpoints.published(), "tables"]
 
 
 def test_seed_changes_samples(run, tmp_path):
@@ -143,11 +212,70 @@ def test_evaluate_writes_compares_and_refuses_what_differs(run, capsys, monkeypa
     path.unlink()
 
 
+def test_a_terminal_of_another_encoding_costs_no_result(run, tmp_path, monkeypatch):
+    from vaelib import evaluation
+
+    whole = evaluation.evaluate
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda model, images, *_, **__: whole(model, images, 2, 2)
+    )
+    folder = shutil.copytree(run, tmp_path / "caf\u00e9 \u65e5\u672c")
+    for command, written in (
+        (["evaluate", str(folder), "--offline"], folder / "metrics.json"),
+        (["sample", str(folder), "-o", str(tmp_path / "\u00fc.png")], tmp_path / "\u00fc.png"),
+        (["train", "-e", str(folder), "--resume", "--steps", "7"], folder / "train.yaml"),
+    ):
+        told = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", told)
+        main(command)
+        told.flush()
+        assert b"\\x" in told.buffer.getvalue()  # escaped, as ASCII has no such letters
+        assert written.exists()
+    assert files.read_recipe(folder)["steps"] == 7
+
+
+def test_what_is_computed_is_written_before_it_is_said(run, tmp_path, monkeypatch, capsys):
+    from vaelib import evaluation
+
+    whole = evaluation.evaluate
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda model, images, *_, **__: whole(model, images, 2, 2)
+    )
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "metrics.json").unlink(missing_ok=True)
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(folder), "--offline"])
+    assert "val_offline" in files.read_metrics(folder)
+
+
+@pytest.mark.parametrize("words", [["-c", "mnist-2d"], ["--config", "mnist-2d"],
+                                   ["--config=mnist-2d"], ["-c=mnist-2d"]])  # fmt: skip
+def test_a_checkpoints_recipe_is_named_in_any_spelling(words):
+    _, chosen = parse(["train", *words])
+    assert chosen["steps"] == files.read_recipe(checkpoints.find("mnist-2d"))["steps"] != 2000
+
+
 def test_data_says_what_is_there(capsys):
     main(["data", "mnist-5k"])
     out = capsys.readouterr().out
     assert "train: 4,000 images" in out
     assert "val: 1,000 images" in out
+
+
+def test_a_run_is_resumed_by_the_folders_name_as_it_was_typed(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    files.write_recipe(tmp_path / "run", {"data": f"images:{tmp_path / 'photos'}"})
+    monkeypatch.chdir(tmp_path)
+    _, recipe = parse(["train", "--data", "images:photos", "-e", "run", "--resume"])
+    assert recipe["data"] == f"images:{tmp_path / 'photos'}"
+    with pytest.raises(UsageError, match="another data"):
+        parse(["train", "--data", "images:run", "-e", "run", "--resume"])
 
 
 def test_mistakes(run, tmp_path, capsys, monkeypatch):
@@ -169,7 +297,10 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "-c", tmp_path / "bad.yaml"], ""),
         (["train", "-c", tmp_path / "odd.yaml"], "stepz"),
         (["train", "--stepz", "3"], "--stepz"),
-        (["train", "--lr", "fast"], "lr"),
+        (["train", "--lr", "fast"], "--lr fast: give a number"),
+        (["train", "--widths", "8"], "--widths 8: give a list, as '[32,64]'"),
+        (["train", "--image_size", "28,20"], "give a whole number or a list"),
+        (["train", "--minutes", "nan"], "give a number or null"),
         (["train", "--batch", "8", "--data", "mnist-5k"], "--batch"),
         (["train", "--data", "mnist-5k", "--objective", "kl_terms"], "choose one of elbo, iwae"),
         (["train", "--data", "mnist-5k", "--objective_args.tau", "1"], "no parameter 'tau'"),
@@ -218,7 +349,7 @@ def test_importing_is_silent_and_the_module_runs():
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_resume_from_the_command_line(run, tmp_path):
+def test_resume_from_the_command_line(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     before = (run / "model.safetensors").read_bytes()
     main(["train", "-e", str(tmp_path / "run"), "--resume"])  # already at its end: nothing to do
@@ -226,6 +357,9 @@ def test_resume_from_the_command_line(run, tmp_path):
     steps = files.read_recipe(run)["steps"] + 2  # or to go on for longer
     same = ["--widths", "[8,16]", "--batch_size", "16"]  # typed again, as they were
     main(["train", "-e", str(tmp_path / "run"), "--resume", "--steps", str(steps), *same])
+    best = max(files.read_json(tmp_path / "run" / "history.json"), key=lambda row: row["val_elbo"])
+    said = f"run: -ELBO {-best['val_elbo']:.2f} nats on 1,000 images of mnist-5k val, at step "
+    assert f"{said}{best['step']}.\n" in capsys.readouterr().out
     assert files.read_json(tmp_path / "run" / "history.json")[-1]["step"] == steps
     assert files.read_recipe(tmp_path / "run")["steps"] == steps
 
@@ -237,6 +371,10 @@ def test_a_run_starts_from_another_one(run, tmp_path):
     for name, weight in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], weight)
     assert files.read_recipe(tmp_path / "next")["init"] == str(run)
+    # to go on it needs the first one no more
+    files.write_recipe(tmp_path / "next", files.read_recipe(tmp_path / "next") | {"init": "gone"})
+    main(["train", "-e", str(tmp_path / "next"), "--resume", "--steps", "4"])
+    assert files.read_json(tmp_path / "next" / "history.json")[-1]["step"] == 4
 
 
 def test_published_recipes_are_whole():
@@ -305,6 +443,14 @@ def test_minutes_in_a_recipe_keep_its_own_keys(run, tmp_path):
     assert (chosen["minutes"], chosen["lr"], chosen["batch_size"]) == (1.0, 1e-5, 16)
     _, chosen = parse(["train", "-c", str(tmp_path / "clock.yaml"), "--steps", "7"])
     assert (chosen["minutes"], chosen["steps"]) == (None, 7)
+    # what came of a clock, or of plans, is that run's alone
+    came = {"clock_steps": [3] * recipes.HUNDREDTHS, "plans": [[2, 2]], "steps": 9}
+    (tmp_path / "came").write_text(yaml.safe_dump(RECIPE | came))  # a recipe by any name
+    for typed, wanted in (([], came), (["--lr", "1e-3"], came),
+                          (["--steps", "7"], {"clock_steps": None, "plans": [], "steps": 7}),
+                          (["--minutes", "2"], {"clock_steps": None, "plans": []})):  # fmt: skip
+        _, chosen = parse(["train", "-c", str(tmp_path / "came"), *typed])
+        assert {key: chosen[key] for key in wanted} == wanted
 
 
 def test_arguments_of_an_objective_are_typed_one_by_one(monkeypatch, tmp_path):
@@ -369,9 +515,14 @@ def test_a_2d_run_keeps_the_film_of_its_map(run, tmp_path):
     torch.testing.assert_close(kept["z"][best].float(), q_z.loc, atol=0.02, rtol=0.02)
     path = film.save(run, val, tmp_path / "film.gif")
     with Image.open(path) as gif:
-        assert gif.n_frames == len(looks)
+        assert gif.n_frames > len(looks)  # and moments in between
         gif.seek(gif.n_frames - 1)
         page = torch.from_numpy(np.asarray(gif.convert("RGB")).copy()).float()
     # dots have colour, everything else is grey: there are some, and not everywhere
     coloured = (page.max(-1).values - page.min(-1).values > 60).float().mean()
     assert 0.001 < coloured < 0.5
+    # a run that begins once more begins its film once more
+    again = shutil.copytree(run, tmp_path / "again")
+    (again / files.STATE).unlink()
+    main(["train", "-e", str(again), "--resume"])
+    assert files.read_tensors(again / files.FILM)[0]["steps"].tolist() == looks

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 from PIL import Image
 
-from vaelib import arguments, commands, files, recipes
+from vaelib import arguments, checkpoints, commands, data, files, recipes
 from vaelib.__main__ import main
 from vaelib.models import VAE
 from vaelib.recipes import ModelConfig
@@ -32,20 +33,34 @@ def refused(capsys, *words: str) -> str:
     return line
 
 
+# what help may load: rooms of vaelib, and packages; `info` also reads a checkpoint's header
+ROOMS = [
+    "__main__", "arguments", "checkpoints", "choices", "commands", "files", "hub", "recipes",
+    "reports",
+]  # fmt: skip
+PACKAGES = [
+    "attr", "attrs", "cython_runtime", "docstring_parser", "importlib_resources", "jsonargparse",
+    "typeshed_client", "typing_extensions", "vaelib", "yaml",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "words", ["", "--help", "train --help", "info mnist-2d", "paint", "train -x"]
+    "words",
+    ["", "--help", "train --help", "sample --help", "info mnist-2d", "paint", "train --stpes 3"],
 )
-def test_help_and_mistakes_need_no_heavy_module(words):
+def test_help_and_mistakes_load_few_modules(words):
+    more = ["numpy", "safetensors"] if words.startswith("info") else []
     code = (
-        f"import sys; sys.argv = ['vaelib', *{words.split()!r}]\n"
+        f"import sys; before = set(sys.modules); sys.argv = ['vaelib', *{words.split()!r}]\n"
         "from vaelib.__main__ import main\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'torchvision', 'matplotlib', 'seaborn', 'sklearn', 'accelerate', 'PIL',"
-        " 'IPython', 'huggingface_hub', 'pooch'}\n"
-        "print('loaded:', sorted(heavy & set(sys.modules)), file=sys.stderr)"
+        "names = [m.split('.') for m in set(sys.modules) - before if not m.startswith('_')]\n"
+        "rooms = {n[1] for n in names if n[0] == 'vaelib' and len(n) > 1}\n"
+        f"found = {{n[0] for n in names}} - sys.stdlib_module_names - {{*{PACKAGES + more}}}\n"
+        f"print('besides:', sorted(found), sorted(rooms - {{*{ROOMS}}}), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == "loaded: []"
+    assert done.stderr.splitlines()[-1] == "besides: [] []"
     assert "Traceback" not in done.stderr
 
 
@@ -100,13 +115,17 @@ def test_each_command_explains_itself(name, capsys):
         ("train --lr quick", "give a number"),
         ("train --steps 2.5", "give a whole number"),
         ("train --steps 5 --minutes 1", "give one of them"),
-        ("train --num_epochs 100", "--steps, which are epochs"),
+        ("train --likelihood mse", "gaussian, with sigma fixed"),
+        ("train --num_epochs 100", "--steps 85938 (100 epochs of 55,000 images"),
+        ("train --data mnist-5k --batch_size 100 --epochs=3", "--steps 120 "),
+        ("train -c celeba-64 --epochs 100", "--steps, which are epochs * images"),
         ("train --loss mse", "gaussian with --sigma"),
         ("train -c nowhere.yaml", "nowhere.yaml is not there"),
         ("train -c mnist-2", "did you mean mnist-2d?"),
         ("sample mnist-2d --mode smaple", "did you mean sample?"),
         ("sample mnist-2d --mode sample --traverse_dim 1", "--traverse_dim: no effect"),
         ("sample mnist-2d --mode manifold --latents aggregate", "--latents: no effect"),
+        ("sample mnist-2d --data mnist-5k", "--data: no effect with --mode sample and"),
         ("evaluate mnist-2d --full --offline", "give one of them"),
         ("info mnist-3d", "did you mean mnist-2d?"),
     ],
@@ -115,6 +134,42 @@ def test_mistakes_are_answered_by_what_to_type(words, message, capsys, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *words.split())
     assert not list(tmp_path.iterdir())
+
+
+VAELIB = [sys.executable, "-m", "vaelib"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Unix")
+def test_a_reader_that_stops_reading_is_no_mistake():
+    reads, writes = os.pipe()
+    os.close(reads)  # as `vaelib info mnist-2d | head -1` does
+    done = subprocess.run([*VAELIB, "info", "mnist-2d"], stdout=writes, stderr=subprocess.PIPE)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_a_terminal_can_not_show_is_escaped(small_vae, tmp_path):
+    checkpoints.save(small_vae, tmp_path)
+    files.write_text(tmp_path / files.RECIPE, "data: images:/caf\u00e9\n")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    line = [*VAELIB, "info", str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=True)
+    assert r"data: images:/caf\xe9" in done.stdout
+
+
+def test_of_several_processes_the_first_says_what_is_wrong(capsys, monkeypatch):
+    for rank, lines in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as caught:
+            main(["paint"])
+        assert caught.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code():
+    main(["--help"])
+    shown = warnings.formatwarning("z is ignored", UserWarning, "diagnosis.py", 66, "warn(...)")
+    assert shown == "warning: z is ignored\n"
 
 
 def test_samples_as_files_of_their_own_and_grids_of_a_width(tmp_path):
@@ -134,8 +189,8 @@ def started(folder, *more: str) -> subprocess.Popen:
     line = [sys.executable, "-m", "vaelib", "train", *TINY, "-e", str(folder), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment)
-    while not re.search(r"[1-9]\d*/\d+ \[", process.stderr.read(60)):
-        time.sleep(0.01)
+    while not re.match(r"[1-9]\d* of ", said := process.stderr.readline()):
+        assert said, "it ended before its first step"
     return process
 
 
@@ -144,17 +199,13 @@ def started(folder, *more: str) -> subprocess.Popen:
 def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path, number):
     process = started(tmp_path / "run", "--steps", "100000", "--eval_every", "90000")
     process.send_signal(number)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=600)[1]
     assert process.returncode == 128 + number
     assert f"vaelib train -e {tmp_path / 'run'} --resume" in err
     assert "Traceback" not in err
     stopped = int(re.search(r"stopped at step ([\d,]+)", err)[1].replace(",", ""))
     metadata = files.read_tensors(tmp_path / "run" / files.STATE)[1]
     assert f'"step": {stopped}' in metadata["run"]
-
-
-class Busy(Exception):
-    pass
 
 
 def test_a_run_that_was_stopped_between_evaluations_ends_as_if_it_had_not_been(
@@ -166,8 +217,9 @@ def test_a_run_that_was_stopped_between_evaluations_ends_as_if_it_had_not_been(
 
     def interrupts(step, config):
         steps.append(step)
-        if len(steps) == 7:  # after step 5: between the first and the second evaluation
+        if len(steps) == 7:  # in step 7: between the first and the second evaluation
             os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the second one ends it
         return real(step, config)
 
     monkeypatch.setattr("vaelib.training.kl_weight", interrupts)
@@ -193,10 +245,55 @@ def test_a_run_folder_never_turns_its_owner_away(tmp_path, capsys):
     main(["train", *TINY, "--steps", "2", "-e", str(run)])
     assert not list(run.glob(".*-*"))
     assert "step 2" in (run / files.LOG).read_text()
+    assert not (run / files.FILM).exists()  # three latent dimensions have no map
     assert "add --resume" in refused(capsys, "train", *TINY, "-e", run)
     (run / files.STATE).unlink()  # or resumed where there is no state yet: from the beginning
     main(["train", "-e", str(run), "--resume"])
     assert (run / files.STATE).exists()
     with files.locked(run):
-        line = refused(capsys, "train", "-e", run, "--resume")
+        line = refused(capsys, "train", "-e", run, "--resume", "--steps", "4")
     assert "being written by another run" in line
+    capsys.readouterr()
+    main(["train", "-e", str(run), "--resume"])
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "is finished: all of its 2 steps are done" in out
+    (longer,) = re.findall(r"To make it longer: vaelib (.*)", out)
+    main(longer.split())
+    assert "step 4" in (run / files.LOG).read_text()
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_an_interrupt_before_the_first_step_is_one_line(
+    swallowed, tmp_path, capsys, monkeypatch, request
+):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
+    def load(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            if not swallowed:
+                raise
+            raise ValueError("modules turn an interrupt into something else") from None
+
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *TINY])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "vaelib: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_recipe_draws_from_the_images_it_is_given(small_vae, tmp_path, capsys):
+    small_vae.save_pretrained(tmp_path / "saved")
+    name = str(tmp_path / "saved")
+    for more in (["--mode", "reconstruct"], ["--latents", "aggregate"], ["--mode", "traverse"]):
+        assert "give sample --data" in refused(capsys, "sample", name, *more)
+        out = tmp_path / f"{more[1]}.png"
+        main(["sample", name, *more, "--data", "mnist-5k", "--output", str(out)])
+        assert Image.open(out).width > 28
+        (tmp_path / "saved" / files.LATENTS).unlink(missing_ok=True)

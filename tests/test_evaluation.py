@@ -1,12 +1,16 @@
 """Numbers of a block of metrics at their limits, and the lines that show them."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch.distributions import Normal
 
-from vaelib import evaluation, reports
+from vaelib import checkpoints, evaluation, files, reports
 from vaelib.data import Images
 from vaelib.models import VAE
 
@@ -55,4 +59,126 @@ def test_a_block_has_the_nats_of_each_dimension_and_its_report_every_number():
     assert found["PSNR"] == [f"{value:.3f}" for value in block["psnr"]]
     assert found["sigma"] == ["0.12500"]
     assert found["active"] == [str(block["active_units"])]
+    alone = evaluation.evaluate(model, images[:1], 2, 4)  # of one image there is no variance
+    assert alone["active_units"] is None
+    assert reports.report(alone)[-1].split() == ["active", "units", "unknown", "of", "one", "image"]
     assert found["-ELBO"][:2] == [f"{value:.3f}" for value in block["neg_elbo"]]
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A model in a folder, with 100 of 150 bounds of its full evaluation done.
+
+    Calls of what it returns go on with it, and say how many bounds were computed.
+    """
+    torch.manual_seed(0)
+    model = VAE((1, 2, 2), 2, "mlp", hidden=4, likelihood="gaussian", sigma=0.5).eval()
+    checkpoints.save(model, tmp_path)
+    images = Images("made-up", "test", torch.randint(256, (150, 1, 2, 2), dtype=torch.uint8))
+    count, real, write = [], evaluation.bounds, files.write_json
+
+    def counted(model, images, n_importance, *rest, **options):
+        for bound in real(model, images, 3, *rest, **options):
+            count.append(bound)
+            yield bound
+
+    def kill(path, value):
+        write(path, value)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "bounds", counted)
+    monkeypatch.setattr(evaluation, "compiled", lambda function: function)
+    monkeypatch.setattr(files, "write_json", kill)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate_fully(model, images, tmp_path)
+    monkeypatch.setattr(files, "write_json", write)
+
+    def go_on(model=model, images=images) -> int:
+        count.clear()
+        evaluation.evaluate_fully(model, images, tmp_path)
+        return len(count)
+
+    go_on.images, go_on.partial = images, tmp_path / files.PARTIAL
+    return go_on
+
+
+def test_a_full_evaluation_goes_on_where_it_was_interrupted(interrupted):
+    assert interrupted() == 50
+
+
+def test_a_full_evaluation_of_something_else_begins_anew(interrupted, monkeypatch, tmp_path):
+    kept, images = interrupted.partial.read_text(), interrupted.images
+    inverted = Images("made-up", "test", 255 - images.images)
+    for others in (inverted, images[torch.arange(149, -1, -1)]):
+        interrupted.partial.write_text(kept)
+        assert interrupted(images=others) == 150
+    interrupted.partial.write_text(kept)
+    assert interrupted(images=images[:120]) == 120
+    real = evaluation.use_bf16
+    for target, name, value in (
+        (evaluation, "use_bf16", lambda *given: not real(*given)),
+        (torch, "__version__", "1.0"),
+    ):
+        interrupted.partial.write_text(kept)
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            assert interrupted() == 150
+    # the same weights with another sigma, which config.json alone says
+    sharper = VAE((1, 2, 2), 2, "mlp", hidden=4, likelihood="gaussian", sigma=0.1).eval()
+    sharper.load_state_dict(VAE.from_pretrained(tmp_path).state_dict())
+    weights = (tmp_path / files.WEIGHTS).read_bytes()
+    checkpoints.save(sharper, tmp_path)
+    assert (tmp_path / files.WEIGHTS).read_bytes() == weights
+    interrupted.partial.write_text(kept)
+    assert interrupted(sharper) == 150
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept["key"].update(seed=1),
+        lambda kept: kept["key"].update(n_importance=4),
+        lambda kept: kept["bounds"].extend([0.0] * 100),
+        lambda kept: kept.update(bounds="none"),
+        lambda kept: kept.pop("bounds"),
+        lambda kept: kept.pop("seconds"),
+    ],
+)
+def test_what_is_kept_of_an_evaluation_is_checked(interrupted, change):
+    kept = json.loads(interrupted.partial.read_text())
+    change(kept)
+    interrupted.partial.write_text(json.dumps(kept))
+    assert interrupted() == 150
+
+
+MEMORY = """
+import torch
+from vaelib import evaluation
+from vaelib.data import Images
+from vaelib.models import VAE
+
+
+def megabytes(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+model = VAE((3, 64, 64), 4, "mlp", hidden=4, likelihood="gaussian").eval()
+images = Images("made-up", "val", torch.zeros(6000, 3, 64, 64, dtype=torch.uint8))
+evaluation.evaluate(model, images[:100], 2, 2)
+before = megabytes("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # forget the most that there was
+evaluation.evaluate(model, images, 2, 2)
+print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory there was")
+def test_the_memory_of_an_evaluation_does_not_grow_with_its_images():
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True
+    )
+    assert not ran.returncode, ran.stderr
+    floats = 6000 * 3 * 64 * 64 * 4 / 2**20  # of all images at once: 281 MB
+    assert float(ran.stdout) < 0.75 * floats

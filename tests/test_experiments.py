@@ -1,9 +1,12 @@
 """The runner of experiments: every run of the grid, kept as it goes, and never twice."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
 from vaelib import experiments, files
+from vaelib.__main__ import main
 from vaelib.data import load
 from vaelib.experiments import FOLDER, ExperimentError
 from vaelib.training import fit
@@ -72,6 +75,21 @@ def test_every_combination_is_run_with_every_seed_and_says_how_far_it_is(plan, c
     assert all([row["step"] for row in run["history"]] == [2, 4] for run in kept["runs"])
 
 
+def test_the_time_that_is_left_is_that_of_the_last_run_for_each(plan, monkeypatch, capsys):
+    now, fit_one = [0.0], experiments.fit
+
+    def slow(*args):
+        now[0] += 60 * (len(plan[1]) + 1)  # a minute, two, three, ...
+        return fit_one(*args)
+
+    monkeypatch.setattr(experiments, "fit", slow)
+    monkeypatch.setattr(experiments, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    main(["experiment", str(plan[0]())])
+    said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    left = [f"tiny, run {k} of 6, about {(k - 1) * (7 - k)} min left" for k in range(2, 7)]
+    assert said[:6] == ["tiny, run 1 of 6", *left]
+
+
 def test_results_are_the_last_rows_with_the_keys_that_change(plan):
     path = plan[0]()
     with pytest.raises(
@@ -109,6 +127,36 @@ def test_a_killed_experiment_goes_on_where_it_stopped(plan, monkeypatch):
     experiments.run(path)
     assert fitted == ALL
     assert files.read_json(path.with_suffix(".json")) == after
+
+
+def test_what_another_torch_computed_is_run_again(plan):
+    write, fitted, _ = plan
+    path = write(grid=[{"beta": [4.0]}])
+    experiments.run(path)
+    kept = files.read_json(path.with_suffix(".json"))
+    kept["runs"][1]["torch"] = "1.0"
+    files.write_json(path.with_suffix(".json"), kept)
+    experiments.run(path)
+    assert fitted == [(0, 4.0, 0), (0, 4.0, 1), (0, 4.0, 1)]
+
+
+def test_a_kill_amid_new_runs_loses_none_of_the_old(plan, monkeypatch):
+    write, fitted, _ = plan
+    experiments.run(write())
+    counted = experiments.fit
+
+    def killed(*args):
+        if len(fitted) == len(ALL) + 1:
+            raise KeyboardInterrupt
+        return counted(*args)
+
+    path = write(seeds=[7, 0, 1])
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.run(path)
+    experiments.run(path)
+    assert fitted[len(ALL) :] == [(0, 1.0, 7), (2, 1.0, 7), (0, 4.0, 7)]
 
 
 def test_more_seeds_run_what_is_new_alone(plan):
@@ -183,6 +231,12 @@ def test_an_unknown_experiment_names_the_nearest():
     with pytest.raises(ExperimentError, match=r"no experiment 'warm-upp'.*warm-up"):
         experiments.find("warm-upp")
     assert experiments.find("warm-up") == FOLDER / "warm-up.yaml"
+
+
+def test_a_file_beside_one_goes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "warm-up").write_text("")
+    assert experiments.find("warm-up").samefile(tmp_path / "warm-up")
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

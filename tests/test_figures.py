@@ -54,9 +54,9 @@ def test_what_is_no_row_of_pictures_is_refused_in_one_line(shape):
 def test_reconstructions_stand_under_their_inputs():
     x = torch.arange(5).reshape(5, 1, 1, 1).expand(5, 1, 2, 2) / 10
     page = figures.reconstructions(x, x + 0.5, n_columns=3).axes[0].images[0].get_array()
-    column = page[:, 0, 0]  # rows of 2 pixels and gaps of 2: inputs, reconstructions, twice
-    np.testing.assert_allclose(column[[0, 4, 8, 12]], [0.0, 0.5, 0.3, 0.8], atol=1e-6)
-    assert (page[8:, 8:] == 1).all()  # the place of a sixth image stays white
+    # rows of 2 pixels: an input, 2 of white, its reconstruction, and 6 of white to the next pair
+    np.testing.assert_allclose(page[[0, 4, 12, 16], 0, 0], [0.0, 0.5, 0.3, 0.8], atol=1e-6)
+    assert (page[12:, 8:] == 1).all()  # the place of a sixth image stays white
 
 
 def png(figure) -> bytes:
@@ -82,6 +82,7 @@ def test_every_kind_of_figure_draws_and_repeats_itself(small_vae, digits):
         "histogram": lambda: gallery.latent_histogram(small_vae, "m", few),
         "map": lambda: gallery.visualize_latent(flat, "m", few),
         "manifold": lambda: gallery.manifold(flat, "m", 4),
+        "variance": lambda: gallery.latent_variance(small_vae, "m", few),
         "loss": lambda: figures.loss_curve(rows),
         "architecture": lambda: figures.architecture(small_vae),
         "architecture of the MLP": lambda: figures.architecture(flat),
@@ -115,6 +116,11 @@ def wide(monkeypatch):
     return lambda n: VAE(latent_dim=n, backbone="mlp", hidden=8, prior="wide").eval()
 
 
+def panels(figure) -> list:
+    """Of a sheet of histograms those of the dimensions."""
+    return [axes for axes in figure.axes if axes.get_title().startswith("z[") and axes.patches]
+
+
 def words(figure) -> str:
     """All that is written on a figure."""
     titles = [figure.get_suptitle()] + [axes.get_title() for axes in figure.axes]
@@ -134,12 +140,13 @@ def test_the_standard_prior_is_named_where_it_is_the_models(wide, small_vae, dig
     few = digits.subset(40)
     assert "N(0, I)" in words(gallery.sample(small_vae, "m", 4))
     assert "N(0, 1)" in words(gallery.latent_histogram(small_vae, "m", few))
-    assert " nats" in words(gallery.latent_histogram(small_vae, "m", few))
+    assert "N(0, 1)" in words(gallery.latent_variance(small_vae, "m", few))
     assert " nats" in words(gallery.traverse(small_vae, "m", few, None))
     model = wide(2)
     for figure in (
         gallery.sample(model, "m", 4),
         gallery.latent_histogram(model, "m", few),
+        gallery.latent_variance(model, "m", few),
         gallery.traverse(model, "m", few, None),
         gallery.interpolate(model, "m", None, 2, 2),
         gallery.manifold(model, "m", 3, "linear"),
@@ -148,8 +155,9 @@ def test_the_standard_prior_is_named_where_it_is_the_models(wide, small_vae, dig
         assert "N(0" not in words(figure)
         assert " nats" not in words(figure)
     assert "the wide prior" in words(gallery.sample(model, "m", 4))
-    _, prior = gallery.latent_histogram(model, "m", few).axes[0].patches
-    assert prior.get_data().values[-1] > 0.03  # N(4; 1, 4) is 0.065, N(4; 0, 1) 0.0001
+    _, prior = panels(gallery.latent_histogram(model, "m", few))[0].patches
+    values, edges, _ = prior.get_data()
+    assert values[np.searchsorted(edges, 4.0) - 1] > 0.03  # N(4; 1, 4) is 0.065, N(4; 0, 1) 0.0001
     with pytest.raises(ValueError, match="take spacing linear"):
         gallery.manifold(model, "m", 3)
 
@@ -162,8 +170,6 @@ def test_without_nats_the_dimension_whose_mean_varies_most_comes_first(wide, dig
     names = [f"z[{d}]" for d in order]
     assert gallery.order_dims(model, digits) == (order, None)
     assert gallery.order_dims(model, None) == ([0, 1, 2, 3, 4], None)
-    histogram = gallery.latent_histogram(model, "m", digits)
-    assert [axes.get_title() for axes in histogram.axes] == names
     traversals = gallery.traverse(model, "m", digits, None).axes[0].get_yticklabels()
     assert [label.get_text() for label in traversals] == names
 
@@ -197,37 +203,24 @@ def test_a_film_has_contours_where_the_prior_is_standard(wide, digits, tmp_path,
         assert len(contours) == n
 
 
-def test_a_film_shows_more_of_the_start(digits, tmp_path, monkeypatch):
-    shown, frames = [], film.frames
-    monkeypatch.setattr(film, "frames", lambda z, labels, steps, *rest: shown.extend(steps))
-    checkpoints.save(VAE(latent_dim=2, backbone="mlp", hidden=8), tmp_path)
-    film_so_far = {"z": torch.zeros(200, 3, 2), "steps": torch.arange(10, 2010, 10)}
-    files.write_tensors(tmp_path / files.FILM, film_so_far)
-    with pytest.raises(TypeError):  # there are no frames to save
-        film.save(tmp_path, digits, tmp_path / "film.gif", 20)
-    assert (shown[0], shown[-1], len(shown)) == (10, 2000, 20)
-    gaps = np.diff(shown)
-    assert gaps[:5].max() < gaps[-5:].min()
-    assert len(frames(torch.zeros(2, 3, 2), digits.labels[:3], [1, 2], "m")) == 2
-
-
 def test_captions_call_images_what_they_are(digits):
     flat = VAE(latent_dim=2, backbone="mlp", hidden=8).eval()
     axes = gallery.visualize_latent(flat, "m", digits.subset(50)).axes[0]
-    assert axes.get_legend().get_title().get_text() == "digit"
-    assert "50 digits of mnist-5k val" in axes.get_title()
+    assert "50 digits of mnist-5k val" in axes.figure.get_suptitle()
     means, labels = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, -9.0]]), torch.tensor([0, 1, 1])
     axes = figures.latent_map(means, labels, things="faces").axes[0]
     assert axes.get_xlabel() == "z[0]   (2 faces lie outside)"
-    assert axes.get_legend().get_title().get_text() == "face"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "1"]
 
 
 def test_histogram_of_other_priors_shows_their_draws():
     generator = torch.Generator().manual_seed(0)
     z, draws = (torch.randn(20_000, 2, generator=generator) for _ in range(2))
     draws[:, 1] = 0.5 * draws[:, 1] + 1
-    axes = figures.latent_histogram(z, None, order=[1, 0], prior_draws=draws).axes[0]
-    assert axes.get_title() == "z[1]"
+    axes = figures.latent_histogram(z, prior_draws=draws).axes[0]
+    # E|u - (1 + v / 2)| when u and v rise together: E|1 - u / 2|, written out
+    far = 0.5 * math.sqrt(2 / math.pi) * math.exp(-2) + math.erf(math.sqrt(2))
+    assert axes.get_title().split() == ["z[1]", f"{far:.2f}"]
     values, edges, _ = axes.patches[1].get_data()
     density = Normal(1.0, 0.5).log_prob(torch.tensor(edges[1:] + edges[:-1]) / 2).exp().numpy()
     np.testing.assert_allclose(values, density, atol=0.06)
@@ -236,6 +229,7 @@ def test_histogram_of_other_priors_shows_their_draws():
 def test_histogram_of_normal_draws_follows_the_density():
     z = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0))
     axes = figures.latent_histogram(z, torch.tensor([1.0])).axes[0]
+    assert axes.get_title().split() == ["z[0]", "1.00"]
     heights = axes.patches[0].get_data().values
     edges = axes.patches[0].get_data().edges
     middle = (edges[1:] + edges[:-1]) / 2
@@ -244,9 +238,136 @@ def test_histogram_of_normal_draws_follows_the_density():
     np.testing.assert_allclose(axes.lines[0].get_ydata().max(), 0.3989, atol=1e-4)
 
 
-def test_architecture_shows_real_shapes(small_vae):
-    texts = {t.get_text() for t in figures.architecture(small_vae).axes[0].texts}
-    assert {"1x28x28", "8x14x14", "16x7x7", "6", "3", "conv_in", "Upsample", "z"} <= texts
+def test_no_draw_lies_outside_a_histogram():
+    z = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    z[0, 1], z[:, 2] = -11.3, 0.01 * z[:, 2]
+    for axes in figures.latent_histogram(z).axes:
+        (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        values, edges, _ = axes.patches[0].get_data()
+        assert low <= edges[0] <= -11.3
+        assert z.max() <= edges[-1] <= high
+        assert bottom == 0
+        assert values.max() < top
+        # every draw is in a bar
+        assert (values * np.diff(edges)).sum() == pytest.approx(1.0)
+
+
+def test_mismatch_is_the_wasserstein_distance():
+    stats = pytest.importorskip("scipy.stats")
+    u = Normal(0.0, 1.0).icdf((torch.arange(20_000) + 0.5) / 20_000)
+    z = torch.stack([u, u + 0.7, 2 * u, u.abs() * torch.tensor([1.0, -1.0]).repeat(10_000)], 1)
+    # N(m, 1): |m|; N(0, s^2): |s - 1| E|u|; the last has every other of its signs turned
+    expected = [0.0, 0.7, math.sqrt(2 / math.pi)]
+    np.testing.assert_allclose(figures.mismatch(z)[:3], expected, atol=2e-3)
+    other = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(1))
+    found = figures.mismatch(z[torch.randperm(20_000)], other)
+    for dim in range(4):
+        distance = stats.wasserstein_distance(z[:, dim].numpy(), other[:, dim].numpy())
+        assert found[dim].item() == pytest.approx(distance, abs=1e-3)
+
+
+def test_dimensions_come_in_the_order_of_their_mismatch(small_vae, digits):
+    z, (spread, width), _ = gallery.against_prior(small_vae, digits, 0)
+    order = figures.mismatch(z).argsort(descending=True)
+    sheet, alone = (
+        draw(small_vae, "m", digits) for draw in (gallery.latent_histogram, gallery.latent_variance)
+    )
+    assert [axes.get_title().split()[0] for axes in panels(sheet)] == [f"z[{d}]" for d in order]
+    order = spread.argsort(descending=True)  # the bars have their own
+    for axes in (sheet.axes[0], alone.axes[0]):
+        assert [t.get_text() for t in axes.get_xticklabels()] == [f"z[{d}]" for d in order]
+        heights = np.array([bar.get_height() for bar in axes.patches[:6]]).reshape(2, 3)
+        np.testing.assert_allclose(heights, torch.stack([spread, width])[:, order], rtol=1e-5)
+        # the law of total variance, by the draws themselves
+        np.testing.assert_allclose(heights.sum(0), z.var(0)[order], rtol=0.15, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("keys", "shapes", "names"),
+    [
+        (
+            {"latent_dim": 3, "widths": (8, 16)},
+            "1x28x28 8x14x14 16x7x7 6 3 784",
+            "conv_in down_blocks ConvBlock Downsample mid_block to_latent from_latent up_blocks "
+            "Upsample conv_out",
+        ),
+        (
+            {
+                "image_shape": (3, 64, 48),
+                "widths": (4, 5, 6, 7, 8, 9),
+                "likelihood": "pixel_gaussian",
+            },
+            "3x64x48 4x32x24 5x16x12 9x1x1 9 6x64x64 4 2",
+            "conv_in mid_block conv_out",
+        ),
+        (
+            {"backbone": "mlp", "hidden": 9, "n_hidden": 2, "latent_dim": 1},
+            "1x28x28 9 2 1 784",
+            "hidden Linear to_latent to_image",
+        ),
+    ],
+)
+def test_architecture_shows_real_shapes_and_the_draw(keys, shapes, names):
+    figure = figures.architecture(VAE(**keys), "m")
+    texts = {t.get_text().replace("\n", "").replace("\u00d7", "x") for t in figure.axes[0].texts}
+    assert {*shapes.split(), *names.split()} <= texts
+    if "widths" in keys and len(keys["widths"]) > 4:  # a box for each level
+        assert {"down_blocks: ConvBlock, Downsample", "up_blocks: Upsample, ConvBlock"} <= texts
+    assert {"encoder: q(z | x)", "decoder: p(x | z)", "\u03bc", "\u03c3", "\u03b5", "z"} <= texts
+    assert {"z=\u03bc+\u03c3\u00b7\u03b5", "\u03b5 ~ N(0, I)"} <= texts
+
+
+def test_the_originals_column_is_marked(small_vae, digits):
+    figure = gallery.traverse(small_vae, "m", digits, [0.1, 3.0, 2.0], n_traverse=3)
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["own z", "\u22123", "+0", "+3"]
+    (frame,) = axes.patches
+    left, right = frame.get_x(), frame.get_x() + frame.get_width()
+    assert left < axes.get_xticks()[0] < right < axes.get_xticks()[1]
+    _, z = gallery.encode_some(small_vae, digits, 1, 0)
+    page = axes.images[0].get_array()
+    for row in range(3):
+        shown = page[30 * row : 30 * row + 28, :28, 0]
+        np.testing.assert_allclose(shown, gallery.decode(small_vae, z)[0, 0], atol=1e-6)
+    steps = gallery.attribute_steps(
+        small_vae, "m", digits, {"a": torch.ones(3)}, torch.tensor([-1.0, 0.0, 1.0]), 1
+    )
+    (axes,) = steps.axes
+    (frame,) = axes.patches
+    at = [abs(tick - frame.get_x() - frame.get_width() / 2) for tick in axes.get_xticks()]
+    assert np.argmin(at) == 1
+    assert axes.get_xticklabels()[1].get_text() == "+0"
+
+
+@pytest.mark.parametrize("spacing", ["inverse_cdf", "linear"])
+def test_ticks_of_a_manifold_are_even_and_in_their_places(spacing):
+    n, z = 20, latents.manifold(20, spacing)[:20, 0]
+    (axes,) = figures.manifold(torch.zeros(n * n, 1, 4, 6), z).axes
+    numbers = [t.get_text().replace("\u2212", "-") for t in axes.get_xticklabels()]
+    values = np.array([float(number) for number in numbers])
+    assert len(values) >= 5
+    np.testing.assert_allclose(np.diff(values), np.diff(values)[0])
+    inside = (axes.get_xticks() + 0.5) / (6 * n)  # from 0 to 1 over the picture
+    if spacing == "linear":  # -3 and 3 are the middles of the outermost cells
+        expected = (values + 3) / 6 * (n - 1) / n + 0.5 / n
+    else:
+        expected = Normal(0.0, 1.0).cdf(torch.tensor(values)).numpy()
+    np.testing.assert_allclose(inside, expected, atol=0.006)
+    np.testing.assert_allclose(
+        axes.get_yticks(), 4 * n - 1 - (axes.get_xticks() + 0.5) / 6 * 4 + 0.5
+    )
+
+
+@pytest.mark.parametrize("name", ["sample", "traverse", "latent_histogram", "visualize_latent"])
+def test_weights_that_are_no_numbers_are_one_line(digits, name):
+    model = VAE(latent_dim=2, widths=(4,)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+    more = {"sample": (), "traverse": (None, None)}.get(name, (digits.subset(20),))
+    with pytest.raises(ValueError, match="not finite: are the model's weights") as caught:
+        getattr(gallery, name)(model, "m", *more)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", [latents.linear, latents.spherical])
@@ -354,11 +475,26 @@ def test_attribute_directions_of_two_gaussians():
     )
 
 
-def test_both_loss_curves_stay_inside_the_axes():
-    step = {"train_elbo": 16_000.0, "val_elbo": 15_000.0, "val_kl": 300.0}  # a density: above 0
-    left = figures.loss_curve([step | {"step": n} for n in (1, 2)]).axes[0]
-    bottom, top = left.get_ylim()
-    assert all(bottom < y < top for line in left.lines for y in line.get_ydata())
+@pytest.mark.parametrize("name", checkpoints.published())
+def test_no_curve_is_cut_off(name):
+    rows = files.read_json(checkpoints.find(name) / files.HISTORY)
+    whole, later, kl = figures.loss_curve(rows, name).axes
+    for axes in (whole, later, kl):
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        for line in axes.lines:
+            assert all(bottom < y < top for y in line.get_ydata())
+            assert all(left < x < right for x in line.get_xdata())
+    assert len(whole.lines[0].get_xdata()) == len(rows) > len(later.lines[0].get_xdata())
+    assert kl.get_ylim()[0] == 0
+
+
+def test_a_run_made_longer_says_so():
+    rows = [{"step": s, "train_elbo": -9.0, "val_elbo": -8.0, "val_kl": 1.0} for s in (5, 10)]
+    figure = figures.loss_curve(rows, "m", [[5, 7]])
+    told = [text.get_text() for text in figure.texts]
+    assert any("planned for 7 steps, lengthened at 5" in text for text in told)
+    assert all(5 in axes.lines[-1].get_xdata() for axes in figure.axes)
+    assert not any("planned" in text.get_text() for text in figures.loss_curve(rows, "m").texts)
 
 
 def test_a_loss_curve_shows_the_columns_there_are():
@@ -367,7 +503,7 @@ def test_a_loss_curve_shows_the_columns_there_are():
     assert axes.get_ylabel() == "-objective (nats per image)"
     assert axes.lines[0].get_ydata().tolist() == [9.0, 18.0]
     rows = [row | {"val_elbo": -7.0, "train_elbo": -6.0, "val_kl": 3.0} for row in rows]
-    left, right = figures.loss_curve(rows).axes
+    left, right = figures.loss_curve(rows).axes  # two rows have no later part
     assert left.get_ylabel() == "-ELBO (nats per image)"
     assert right.lines[0].get_ydata().tolist() == [3.0, 3.0]
 
@@ -426,7 +562,7 @@ def has_images(monkeypatch, digits):
 
     def give(n_train: int, n_val: int) -> None:
         splits = {"train": digits[:n_train], "val": digits[500 : 500 + n_val]}
-        monkeypatch.setattr(derived, "images_for", lambda _, __, split: splits[split])
+        monkeypatch.setattr(derived, "images_for", lambda _, __, split, **_name: splits[split])
 
     return give
 
@@ -466,8 +602,11 @@ def test_published_pictures_are_drawn_in_their_place(tmp_path, monkeypatch, digi
     pictures, assets = tmp_path / "assets", publishing.ASSETS
     monkeypatch.setattr(publishing, "ASSETS", pictures)
     found = {str(path.relative_to(pictures)) for path in publishing.draw_published("mnist-2d")}
-    assert found == {str(path.relative_to(assets)) for path in assets.glob("*/mnist-2d-*")}
     assert {str(p.relative_to(pictures)) for p in pictures.rglob("*.*")} == found
+    assert found == {str(path.relative_to(assets)) for path in assets.glob("*/mnist-2d-*")}
+    for path in pictures.rglob("*.png"):
+        with Image.open(path) as image:
+            assert image.mode in ("L", "P"), path  # charts and digits are stored small
 
 
 def test_the_manifest_is_that_of_the_published_files(tmp_path, monkeypatch):

@@ -75,6 +75,13 @@ def test_decoding_turns_mends_and_cuts(tmp_path):
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
     assert decode(tmp_path / "clear.png", (4, 4)).min() == 255  # transparent is white
+    # of a grey PNG one level may be transparent
+    for kind, clear in ((np.uint8, 100), (np.uint16, 0x8000)):
+        levels = np.array([[0, clear], [clear + 1, np.iinfo(kind).max]], kind)
+        Image.fromarray(levels).save(tmp_path / "level.png", transparency=clear)
+        shift = 8 * (kind().itemsize - 1)
+        wanted = [[0, 255], [(clear + 1) >> shift, 255]]
+        assert decode(tmp_path / "level.png", (2, 2), 1)[0].tolist() == wanted
     # the square is the middle one: of 20 rows and 60 columns, columns 20 to 40
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200
@@ -432,6 +439,18 @@ def test_the_cache_follows_the_folder_and_what_decodes(thirty, tmp_path, monkeyp
     assert not renewed()
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_a_folder_without_pictures_is_an_array_of_none(tmp_path, monkeypatch, once):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "torn.png").write_text("bad")
+    for size, channels in (((8, 6), 3), ((5, 7), 1)):
+        for _ in range(2):  # decoded, then as it is kept
+            pixels, names = array(tmp_path / "empty", size, channels, once=once)
+            assert (pixels.shape, pixels.dtype, names) == ((0, channels, *size), torch.uint8, [])
+    monkeypatch.setattr(folders, "decode", never)
+    assert len(array(tmp_path / "empty", (5, 7), 1, once=once)[0]) == 0
+
+
 def test_nothing_done_to_a_tensor_reaches_the_cache(thirty):
     pixels, _ = array(thirty)
     wanted = pixels.clone()
@@ -496,6 +515,21 @@ def test_unreadable_for_a_moment_is_not_absent_for_good(thirty, number, monkeypa
     assert len(array(thirty)[1]) == 30
     monkeypatch.setattr(folders, "decode", never)
     assert len(array(thirty)[1]) == 30
+
+
+def test_what_is_left_out_later_is_said_too(thirty, monkeypatch, capsys):
+    array(thirty)
+    capsys.readouterr()
+    monkeypatch.setattr(folders, "decode", never)
+    for name, reason in (
+        ("new.heic", "of endings that Pillow does not know: 1 .heic"),
+        ("._7.png", "hidden files: ._7.png"),
+    ):
+        (thirty / name).write_bytes(b"later")
+        assert len(array(thirty)[1]) == 30
+        assert f"1 left out, {reason}" in capsys.readouterr().out
+        array(thirty)
+        assert capsys.readouterr().out == ""
 
 
 def test_a_folder_without_permission_comes_back_with_it(thirty, monkeypatch, capsys):
@@ -589,6 +623,30 @@ def with_bom(rows, header):
     return "\ufeff" + comma(rows, header)
 
 
+def tabs(rows, header):
+    return "\n".join("\t".join(row) for row in [header, *rows])
+
+
+def semicolons(rows, header):
+    return "\n".join(";".join(row) for row in rows)
+
+
+def indexed(rows, header):
+    return "\n".join([",".join(["", *header]), *(f"{i},{a},{b}" for i, (a, b) in enumerate(rows))])
+
+
+def more_columns(rows, header):
+    return "\n".join([f"{header[0]},x,{header[1]}", *(f"{a},1,{b}" for a, b in rows)])
+
+
+def other_folder(rows, header):
+    return "\n".join(f"img_align_celeba\\{a} {b}" for a, b in rows)
+
+
+def twice(rows, header):
+    return spaces([*rows, *rows[:9]], header)
+
+
 def spaces(rows, header):
     return "\n".join("  ".join(row) for row in rows) + "\n\n"
 
@@ -601,12 +659,16 @@ def backwards(rows, header):
     return spaces(rows[::-1], header)
 
 
-@pytest.mark.parametrize("write", [comma, with_bom, spaces, counted, backwards])
+TABLES = (comma, with_bom, semicolons, indexed, more_columns)
+WRITTEN = (*TABLES, tabs, spaces, counted, backwards, other_folder, twice)
+
+
+@pytest.mark.parametrize("write", WRITTEN)
 @pytest.mark.parametrize("folder", ["", "Eval"])
 def test_the_partition_is_read_image_by_image(at_root, write, folder):
     celeba(at_root, range(1, 31), "{}.jpg".format)
     rows = [(f"{i:06}.jpg", str(part)) for i, part in PARTITION.items()]
-    ending = "csv" if write in (comma, with_bom) else "txt"
+    ending = "csv" if write in TABLES else "tsv" if write is tabs else "txt"
     (at_root / "celeba" / folder).mkdir(exist_ok=True)
     path = at_root / "celeba" / folder / f"list_eval_partition.{ending}"
     path.write_text(write(rows, ["image_id", "partition"]), encoding="utf-8", newline="")
@@ -616,6 +678,40 @@ def test_the_partition_is_read_image_by_image(at_root, write, folder):
         assert close(images, numbers)
         assert images.attributes["Smiling"].tolist() == [i % 2 == 1 for i in numbers]
         assert images.note.endswith("official split")
+
+
+@pytest.mark.parametrize(("size", "side"), [((218, 178), 148), ((109, 89), 74)])
+def test_the_square_around_a_face_is_cut_out(at_root, size, side):
+    folder = at_root / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    for i in range(20):
+        noise(i, size).save(folder / f"{i:06}.png")
+    top, left = (round((whole - side) / 2) for whole in size)
+    pixels = data.load("celeba", "train", image_size=side).images
+    for i, image in enumerate(pixels):
+        square = np.asarray(noise(i, size))[top : top + side, left : left + side]
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), square)
+
+
+def test_a_split_of_damaged_images_alone_is_named(at_root):
+    celeba(at_root, range(1, 31))
+    path = at_root / "celeba" / "list_eval_partition.txt"
+    path.write_text("\n".join(f"{i:06}.jpg {max(i - 28, 0)}" for i in range(1, 31)))
+    assert [len(data.load("celeba", split)) for split in data.SPLITS] == [28, 1, 1]
+    (at_root / "celeba" / "img_align_celeba" / "000029.jpg").write_text("corrupt")
+    with pytest.raises(data.DataError, match="no readable image of val; fetch them again"):
+        data.load("celeba", "val")
+    assert close(data.load("celeba", "test"), [30])
+
+
+@pytest.mark.parametrize("n", [19, 20])
+def test_celeba_of_a_few_images_is_no_celeba(at_root, n):
+    celeba(at_root, range(1, n + 1))
+    if n == 20:
+        assert [len(data.load("celeba", split)) for split in data.SPLITS] == [17, 1, 2]
+    else:
+        with pytest.raises(data.DataError, match="has 19 readable images; fetch them again"):
+            data.load("celeba", "train")
 
 
 def test_an_image_that_is_damaged_moves_no_other(at_root):
@@ -640,6 +736,46 @@ def test_a_partition_that_misses_an_image_is_named(at_root, line):
     assert "85:5:10" in data.load("celeba", "train").note
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("list_eval_partition.txt", lambda text: f"{text}\n000007.jpg 0", "000007.jpg twice"),
+        ("list_eval_partition.txt", lambda text: text.replace(".jpg", ""), "names no image"),
+        ("list_eval_partition.txt", lambda text: "<html>too many downloads</html>", "no image"),
+        ("list_eval_partition (1).txt", str, r"\(1\)\.txt is not read; make it list_eval"),
+        ("list_eval_partition.txt.gz", str, r"\.gz is not read"),
+    ],
+)
+def test_a_partition_is_read_or_named(at_root, name, change, message):
+    celeba(at_root, range(1, 31))
+    text = "\n".join(f"{i:06}.jpg {part}" for i, part in PARTITION.items())
+    (at_root / "celeba" / name).write_text(change(text))
+    with pytest.raises(data.DataError, match=message) as caught:
+        data.load("celeba", "train")
+    assert "\n" not in str(caught.value)
+    # where the list is there in a known form, what lies beside it does not matter
+    (at_root / "celeba" / "list_eval_partition.txt").write_text(text)
+    assert "official" in data.load("celeba", "train").note
+
+
+def test_the_lists_name_may_be_in_capitals(at_root):
+    celeba(at_root, range(1, 31))
+    text = "\n".join(f"{i:06}.jpg {part}" for i, part in PARTITION.items())
+    (at_root / "celeba" / "LIST_EVAL_PARTITION.TXT").write_text(text)
+    assert "official" in data.load("celeba", "train").note
+
+
+def test_a_copy_of_a_face_is_in_no_other_split(at_root, capsys):
+    celeba(at_root, range(1, 31))
+    faces = at_root / "celeba" / "img_align_celeba"
+    (faces / "000007 (1).jpg").write_bytes((faces / "000007.jpg").read_bytes())
+    splits = {s: data.load("celeba", s) for s in data.SPLITS}
+    assert close(splits["test"], range(28, 31))
+    assert "1 left out, named by no number, as CelebA's are (000001.jpg): 000007 (1).jpg" in (
+        capsys.readouterr().out
+    )
+
+
 def test_a_part_of_one_split_only_is_split_in_order_of_number(at_root):
     celeba(at_root, range(1, 31))
     lines = [f"{i:06}.jpg {0 if i <= 162770 else 1}" for i in range(1, 41)]
@@ -661,9 +797,18 @@ def test_attributes_in_other_formats(at_root):
 
     wanted = [i % 2 == 1 for i in range(1, 26)]
     assert smiling("\n".join([header, *rows])) == wanted  # without the count
+    assert smiling("\n".join([header, *rows, "the", "end"])) == wanted  # words below are no header
+    assert smiling("\n".join([header, *rows]).replace(".jpg", ".JPEG")) == wanted
     table = ["image_id,Smiling,Male", *(",".join(row.split()) for row in rows)]
     assert smiling("\n".join(table), "list_attr_celeba.csv") == wanted
+    assert data.load("celeba", "train").attributes.keys() == {"Smiling", "Male"}
+    quoted = [",".join(f'"{word}"' for word in row.split(",")) for row in table]
+    assert smiling("\n".join(quoted), "list_attr_celeba.csv") == wanted
+    numbered = [f"{i}\t{line}" for i, line in enumerate(map("\t".join, map(str.split, rows)))]
     (at_root / "celeba" / "list_attr_celeba.csv").unlink()
+    table = ["\timage_id\tSmiling\tMale", *numbered[:-1]]
+    assert smiling("\n".join(table), "list_attr_celeba.tsv") == wanted
+    (at_root / "celeba" / "list_attr_celeba.tsv").unlink()
     (at_root / "celeba" / "Anno").mkdir()
     assert smiling(text.replace(" -1", " 0"), "Anno/list_attr_celeba.txt") == wanted
     (at_root / "celeba" / "Anno" / "list_attr_celeba.txt").unlink()
@@ -671,6 +816,7 @@ def test_attributes_in_other_formats(at_root):
     forty = [f"{i:06}.jpg " + " ".join("1" if j == 31 and i % 2 else "-1" for j in range(40))
              for i in range(1, 31)]  # fmt: skip
     assert smiling("\n".join(forty)) == wanted
+    assert smiling("\n".join(["30", *forty])) == wanted  # with the count
     assert data.load("celeba", "train").attributes.keys() >= {"5_o_Clock_Shadow", "Male", "Young"}
     (at_root / "celeba" / "list_attr_celeba.txt").write_text("\n\n")  # as if not there
     assert data.load("celeba", "train").attributes is None
@@ -683,6 +829,8 @@ def test_attributes_in_other_formats(at_root):
         "30\nA B C\n" + "\n".join(f"{i:06}.jpg 1 -1" for i in range(1, 31)),
         "30\nA B\n" + "\n".join(f"{i:06}.jpg 1 7" for i in range(1, 31)),
         "\n".join(f"{i:06}.jpg 1 -1" for i in range(1, 31)),
+        "30\nA A\n" + "\n".join(f"{i:06}.jpg 1 -1" for i in range(1, 31)),
+        "30 faces of stars\n" + "\n".join(f"{i:06}.jpg 1 -1" for i in range(1, 31)),
     ],
 )
 def test_attributes_that_do_not_fit_are_named(at_root, written):
@@ -731,6 +879,43 @@ def test_a_damaged_archive_is_named(at_root):
     with pytest.raises(data.DataError, match=r"img_align_celeba\.zip can't be unpacked"):
         data.load("celeba", "train")
     assert [p.name for p in (at_root / "celeba").iterdir()] == ["img_align_celeba.zip"]
+
+
+def test_celeba_is_downloaded_with_its_lists(at_root, monkeypatch):
+    import torchvision
+
+    def fetch(folder, download):
+        assert download
+        celeba(Path(folder), range(1, 41))
+        lines = [f"{i:06}.jpg {i % 3}" for i in range(1, 41)]
+        (Path(folder) / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
+        (Path(folder) / "celeba" / "identity_CelebA.txt").write_text("is not asked for")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "gdown" or None)
+    monkeypatch.setattr(torchvision.datasets, "CelebA", fetch)
+    test = data.load("celeba", "test")
+    assert close(test, range(2, 41, 3))
+    assert test.attributes["Smiling"].tolist() == [i % 2 == 1 for i in range(2, 41, 3)]
+    assert [path.name for path in at_root.iterdir() if path.name != "cache"] == ["celeba"]
+    names = ["img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"]
+    assert sorted(path.name for path in (at_root / "celeba").iterdir()) == names
+    monkeypatch.setattr(torchvision.datasets, "CelebA", lambda *_, **__: pytest.fail("once more"))
+    assert len(data.load("celeba", "test")) == 13
+
+
+def test_a_refused_download_of_celeba_says_what_to_fetch(at_root, monkeypatch):
+    import torchvision
+
+    def refuse(folder, download):
+        raise RuntimeError("Too many users\nhave viewed this file")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "gdown" or None)
+    monkeypatch.setattr(torchvision.datasets, "CelebA", refuse)
+    with pytest.raises(data.DataError, match=r"\(Too many users\)\. .*list_attr_celeba") as caught:
+        data.load("celeba", "train")
+    assert str(at_root / "celeba") in str(caught.value)
+    assert "pip install" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_its_downloader_celeba_says_what_to_do(at_root, monkeypatch):

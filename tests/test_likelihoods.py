@@ -225,3 +225,27 @@ def test_quantiles_of_the_continuous_bernoulli_stay_in_the_unit_interval(logit):
     assert torch.isfinite(x).all()
     assert 0 <= x.min() <= x.max() <= 1
     assert (x.diff() >= 0).all()  # a quantile rises with its level
+
+
+@pytest.mark.parametrize("logit", [-1e4, -88.9, -3.0, -1e-9, 0.0, 0.2, 30.0, 512.0, 1e4])
+def test_the_rest_of_the_continuous_bernoulli_is_exact_too(logit):
+    """Its distribution function and entropy in float32, against the formulas in float64."""
+    p_x = LIKELIHOODS["continuous_bernoulli"]()(torch.tensor(logit))
+    size = abs(logit)
+    at = torch.tensor([-1.0, 0.0, 1e-4, 0.1, 0.75, 1.0, 2.0])
+    if size < 1e-6:  # uniform, but for what float32 can't show
+        below, entropy = at.double().clamp(0, 1), 0.0
+    else:
+        x = at.double().clamp(0, 1)
+        from_end = 1 - x if logit > 0 else x  # the end where the density is largest
+        share = torch.expm1(-size * from_end) / math.expm1(-size)
+        below = 1 - share if logit > 0 else share
+        log_a = math.log(-math.expm1(-size) / size)  # with the larger of 1 and exp(l) taken out
+        entropy = log_a + size * (1 / size - math.exp(-size) / -math.expm1(-size))
+    torch.testing.assert_close(p_x.cdf(at), below.float(), rtol=2e-6, atol=2e-7)
+    assert p_x.entropy().item() == pytest.approx(entropy, rel=1e-6, abs=1e-6)
+    # and the mean's slope is the variance, at every logit
+    said = torch.tensor(logit, requires_grad=True)
+    p_x = LIKELIHOODS["continuous_bernoulli"]()(said)
+    p_x.mean.backward()
+    assert said.grad.item() == pytest.approx(p_x.variance.item(), rel=1e-5)

@@ -11,7 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+from vaelib import data
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?```python\n(.*?)```", re.DOTALL)
 
 
@@ -24,8 +27,15 @@ def tagged(cell, tag):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_every_solution_passes_its_check_and_nothing_else_does(path):
-    """Set up, then for each exercise: the stub, a wrong answer and the solution, each checked."""
+def test_every_solution_passes_its_check_and_nothing_else_does(path, monkeypatch):
+    """Set up, then for each exercise: the stub and the solution, each checked."""
+    load = data.load
+
+    def some(name, *args, **kwargs):  # ten thousand digits take half a minute to encode
+        images = load(name, *args, **kwargs)
+        return images.subset(2000) if name == "mnist" else images
+
+    monkeypatch.setattr(data, "load", some)
     space, waiting, n_solved = {"display": lambda *_, **__: None}, None, 0
     for cell in cells(path):
         if tagged(cell, "setup"):
@@ -58,10 +68,23 @@ def test_a_wrong_answer_is_not_called_right(capsys):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_has_its_rows_in_the_tables(path):
+    number, folder = path.stem[:2], path.parent
+    pages = [
+        (folder.parent / "README.md", f"notebooks/{path.name}"),
+        (folder / "README.md", path.name),
+    ]
+    for page, link in pages:
+        rows = page.read_text(encoding="utf-8").splitlines()
+        assert sum(row.startswith(f"| [{number} · ") and f"]({link}) |" in row for row in rows) == 1
+    assert sum(row.startswith(f"| {number} | ") for row in rows) == 1  # for instructors
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_template(path):
     text = "\n".join(c.source for c in cells(path) if c.cell_type == "markdown")
     assert text.startswith(f"# {path.stem[:2]} · ")
-    parts = ("**You will learn**", "**Before this**", "**Takes**", "## References", "## Next")
+    parts = ("**You will learn**", "**Before this**", "**Takes**", "## References", "## Where next")
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert "Check yourself" in text
@@ -84,3 +107,39 @@ def test_committed_outputs_are_of_one_clean_run(path):
             if "application/vnd.jupyter.widget-view+json" in out.get("data", {}):
                 assert "image/png" in out.data
     assert path.stat().st_size < 1.5e6
+    # the state of widgets, half of a file's size, shows nothing that their pictures do not
+    assert "widgets" not in nbformat.read(path, as_version=4).metadata
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_there_is_room_below_a_solution(path):
+    for cell in cells(path):
+        assert not re.search(r"</details>\s+[^#\s]", cell.source)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_that_is_mentioned_is_linked(path):
+    text = "\n".join(c.source for c in cells(path) if c.cell_type == "markdown")
+    for start, number in re.findall(r"(.?)\b[Nn]otebook (\d\d)\b", text):
+        assert start == "[", f"notebook {number}"
+    for number, link in re.findall(r"\[[Nn]otebook (\d\d)\]\(([^)]+)\)", text):
+        assert link.startswith(f"{number}-")
+
+
+def test_each_notebook_leads_to_the_one_before_and_the_one_after():
+    """In the order of the table in notebooks/README.md."""
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    order = re.findall(r"^\| \[(.+?)\]\((.+?\.ipynb)\)", text, re.MULTILINE)
+    assert [file for _, file in order] == [path.name for path in NOTEBOOKS]
+    for i, (_, file) in enumerate(order):
+        expected = [("Next", *order[i + 1])] if i + 1 < len(order) else []
+        expected += [("Previous", *order[i - 1])] if i else []
+        last = cells(FOLDER / file)[-1].source
+        assert last.startswith("## Where next\n")
+        found = re.findall(r"^(Next|Previous): \[(.+?)\]\((.+?)\)", last, re.MULTILINE)
+        assert found == expected
+
+
+def test_the_explorer_stands_where_a_latent_space_is_shown():
+    shown = {p.stem[:2] for p in NOTEBOOKS if any("LatentExplorer(" in c.source for c in cells(p))}
+    assert shown == {"00", "05", "06", "07", "11"}

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import math
 import os
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vaelib import data
+from vaelib import data, files
 from vaelib.data import folders
 
 
@@ -111,6 +113,33 @@ def test_small_folders_split_too(tmp_path):
         assert {s: x.sha256 for s, x in first.items()} == {s: x.sha256 for s, x in again.items()}
 
 
+def hashed(name: str) -> float:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12
+
+
+@pytest.mark.parametrize(
+    ("n_val", "n_test", "n", "wanted"),
+    # of the n names, those whose hash puts them in val and in test; a tenth of n where that is
+    # fewer than two
+    [
+        (0, 0, 3, 1), (0, 0, 14, 1), (0, 0, 26, 3), (0, 0, 34, 3), (1, 2, 30, 3), (2, 1, 30, 3),
+        (2, 2, 30, 2),
+    ],
+)  # fmt: skip
+def test_a_small_folder_is_split_by_rank(tmp_path, n_val, n_test, n, wanted):
+    names = [f"{i}.png" for i in range(2000)]
+    parts = [[x for x in names if low <= hashed(x) < low + 0.1] for low in (0.0, 0.1)]
+    rest = [x for x in names if hashed(x) > 0.2]
+    chosen = parts[0][:n_val] + parts[1][:n_test] + rest[: n - n_val - n_test]
+    (tmp_path / "mine").mkdir()
+    for shade, name in enumerate(sorted(chosen, key=hashed)):
+        picture(shade).save(tmp_path / "mine" / name)
+    splits = splits_of(tmp_path / "mine")
+    assert shades_of(splits["val"]) == list(range(wanted))
+    assert shades_of(splits["test"]) == list(range(wanted, 2 * wanted))
+    assert shades_of(splits["train"]) == list(range(2 * wanted, n))
+
+
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_images_are_one_line(tmp_path, n):
     with pytest.raises(data.DataError, match=f"has {n} readable images; give a folder") as caught:
@@ -151,6 +180,16 @@ def test_a_folder_keeps_grey_and_its_aspect_when_asked(tmp_path):
         images = data.load(f"images:{folder}", "train", image_size=size, channels=channels)
         height, width = (size, size) if isinstance(size, int) else size
         assert images.images.shape[1:] == (channels, height, width)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_folder_whose_name_is_no_text_has_a_title(tmp_path):
+    folder = folder_of(tmp_path, 12)
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.rename(odd)
+    title = data.load(f"images:{odd}", "train", image_size=4).title
+    assert title == r"caf\udce9 train"
+    title.encode("utf-8")
 
 
 # --- arrays
@@ -206,16 +245,29 @@ def test_the_splits_of_an_array_are_drawn_by_the_seed():
     assert [len(x) for x in numbers(val=0.25, test=0.05).values()] == [70, 25, 5]
     assert [len(x) for x in numbers(val=20, test=3).values()] == [77, 20, 3]
     assert numbers(val=0, test=0).keys() == {"train"}
+    assert [len(x) for x in numbers(val=np.int64(20), test=np.float32(0.1)).values()] == [
+        70,
+        20,
+        10,
+    ]
     assert [len(x) for x in data.from_array(numbered(3, 2, 2)).values()] == [1, 1, 1]
 
 
 def test_an_array_is_copied():
-    pixels = np.zeros((20, 2, 2), np.uint8)
-    tensor = torch.zeros(20, 2, 2, dtype=torch.uint8)
-    for given in (pixels, tensor):
+    pixels = numbered(20, 2, 2).copy()
+    for given in (pixels, torch.from_numpy(pixels.copy())):
         splits = data.from_array(given)
-        given[:] = 9
-        assert not splits["train"].images.any()
+        given[:] = 99
+        assert splits["train"].images.max() < 20
+
+
+def test_copies_in_an_array_are_said():
+    # drawn at random, the two of a pair may lie in train and in test
+    with pytest.warns(UserWarning, match=r"mine: 5 of 25 images are copies of others"):
+        data.from_array(np.concatenate([numbered(20, 2, 2), numbered(5, 2, 2)]), name="mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.from_array(numbered(25, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +291,8 @@ def test_an_array_is_copied():
         (numbered(20, 4, 4), {"val": 0.6, "test": 0.5}, "too few"),
         (numbered(20, 4, 4), {"val": -0.1}, "shares"),
         (numbered(20, 4, 4), {"test": 1.5}, "shares"),
+        (numbered(20, 4, 4), {"test": "5"}, "shares"),
+        (numbered(20, 4, 4), {"val": math.nan}, "shares"),
         (numbered(20, 4, 4), {"test": 20}, "too few"),
         (numbered(20, 4, 4), {"labels": [0] * 19}, "labels"),
         (numbered(20, 4, 4), {"labels": np.zeros(20)}, "labels are torch.float64"),
@@ -259,7 +313,9 @@ def test_own_images_train_with_one_command(assorted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["--image_size", "16", "--likelihood", "learned_gaussian", "--widths", "[4,8]"]
     steps = ["--steps", "4", "--batch_size", "16", "--eval_every", "2", "--flip", "true"]
-    main(["train", "--data", f"images:{assorted}", "-e", "run", *arguments, *steps])
+    main(["train", "--data", "images:mine", "-e", "run", *arguments, *steps])
+    assert files.read_recipe("run")["data"] == f"images:{assorted}"  # wherever it is read
+    assert not os.path.exists(f"run/{files.FILM}")  # no labels, so no map
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["image_shape"] == [3, 16, 16]
     main(["sample", "run", "--mode", "reconstruct"])

@@ -1,10 +1,13 @@
 """Recipes: which settings there can be, and what is left of a clocked run's time."""
 
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
+import torch
 
-from vaelib import recipes
+from vaelib import files, recipes
 from vaelib.recipes import TrainConfig
 
 
@@ -16,6 +19,9 @@ from vaelib.recipes import TrainConfig
         ({"minutes": 0.5}, {"minutes": math.inf}),
         ({"minutes": 90}, {"minutes": -1}),
         ({"beta": 0.0}, {"beta": math.nan}),
+        ({"plans": [[6, 6], [8, 12]]}, {"plans": [[2, 0]]}),
+        ({"plans": [[1, 2]]}, {"plans": [[3, 1]]}),
+        ({"plans": []}, {"plans": [[6, 6], [6, 12]]}),
         ({"kl_warmup": 0, "weight_decay": 0.0}, {"weight_decay": -1e-9}),
         ({"lr": 1e-9, "clip": 0.1}, {"clip": 0.0}),
         (
@@ -55,3 +61,16 @@ def test_recipes_for_little_time_have_what_the_run_can_use():
     assert minute["batch_size"] < hour["batch_size"]
     for found in (seconds, minute, hour):
         TrainConfig(**found)
+
+
+def test_numbers_of_other_libraries_become_pythons(tmp_path):
+    config = TrainConfig(
+        steps=np.int64(7), lr=torch.tensor(0.5), beta=np.float32(0.25), flip=np.bool_(True),
+        optimizer_args={"betas": (np.float64(0.5), 0.9)}, schedule="steps", lr_epochs=np.arange(2),
+    )  # fmt: skip
+    files.write_recipe(tmp_path, asdict(config))
+    read = files.read_recipe(tmp_path)
+    assert read == asdict(config)
+    found = [read[key] for key in ("steps", "lr", "beta", "flip", "optimizer_args", "lr_epochs")]
+    assert found == [7, 0.5, 0.25, True, {"betas": [0.5, 0.9]}, [0, 1]]
+    assert read["flip"] is True

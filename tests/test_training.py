@@ -4,16 +4,21 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vaelib import checkpoints, diagnosis, files, objectives, recipes, run, stream
 from vaelib.data import Images, load
+from vaelib.evaluation import active_units, elbo_terms
 from vaelib.files import CheckpointError
 from vaelib.models import VAE
 from vaelib.recipes import HUNDREDTHS, TrainConfig
@@ -273,11 +278,31 @@ def test_a_killed_clocked_run_goes_on_for_the_rest_of_its_time(splits, tmp_path,
     resumed, replayed = small(seed=9), small()
     history = quiet_fit(resumed, splits, config, tmp_path, resume=True)
     monkeypatch.undo()
+    assert history.rows[-1]["seconds"] == pytest.approx(60 * 0.05, abs=0.2)
     assert len(history.clock_steps) == HUNDREDTHS
     steps = history.rows[-1]["step"]
     config = TrainConfig(steps=steps, clock_steps=history.clock_steps, batch_size=8)
     quiet_fit(replayed, splits, config)
     assert same_weights(resumed, replayed)
+
+
+def test_a_clocked_run_is_not_made_longer(splits, tmp_path):
+    config = TrainConfig(steps=2, clock_steps=[1] * HUNDREDTHS, batch_size=8)
+    quiet_fit(small(), splits, config, tmp_path)
+    with pytest.raises(TrainingError, match="steps; only steps may change, and not of a clocked"):
+        fit(small(), splits, replace(config, steps=3), tmp_path, resume=True)
+
+
+def test_a_run_in_a_thread_can_not_be_stopped_but_runs(splits, tmp_path):
+    config = TrainConfig(steps=2, batch_size=8, eval_every=2)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    arguments = (small(), splits, config, tmp_path)
+    with ThreadPoolExecutor() as pool:
+        assert len(pool.submit(quiet_fit, *arguments).result().rows) == 1
+    if os.name != "nt":  # a signal in the last step stops nothing
+        last = quiet_fit(*arguments, on_eval=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert last.column("step") == [2]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_run_made_longer_is_replayed_by_its_recipe(splits, tmp_path):
@@ -295,10 +320,8 @@ def test_a_run_made_longer_is_replayed_by_its_recipe(splits, tmp_path):
 
 
 def said(row: dict, config: TrainConfig, last: bool = True) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        diagnosis.warn_of_collapse(row, small(), config, last)
-    return [str(warning.message) for warning in caught]
+    found = diagnosis.collapse(row, small(), config, last)
+    return [found[1]] if found else []
 
 
 def test_collapse_is_said(splits):
@@ -330,6 +353,39 @@ def test_divergence_is_not_called_collapse():
     (message,) = said(row, TrainConfig())
     assert "diverging" in message
     assert "collapsed" not in message
+
+
+@pytest.mark.parametrize(("latent_dim", "kl"), [(4, 1.1), (4, 9.0), (128, 100.0)])
+def test_collapse_is_not_called_divergence(latent_dim, kl):
+    # less than a nat a dimension, the same for every image: near the prior, and z is ignored
+    row = {"step": 5, "beta": 1.0, "active_units": 0, "val_kl": kl}
+    case, said = diagnosis.collapse(row, small(latent_dim=latent_dim), TrainConfig(), last=True)
+    assert case == "whole"
+    assert "whole posterior has collapsed" in said
+
+
+def test_one_image_says_nothing_of_collapse(splits):
+    one = splits | {"val": splits["val"][:1]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = fit(small(), one, TrainConfig(steps=2, batch_size=8, eval_every=1)).rows
+    assert not any("active_units" in row for row in rows)
+
+
+def test_divergence_on_val_is_diagnosed(splits, tmp_path, monkeypatch):
+    # the last step before an evaluation breaks the weights: the loss was finite
+    real = torch.optim.AdamW.step
+
+    def step(optimizer, *rest, **options):
+        real(optimizer, *rest, **options)
+        optimizer.param_groups[0]["params"][0].data.fill_(math.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    config = TrainConfig(steps=1, eval_every=1, batch_size=8)
+    with pytest.raises(TrainingError, match=r"val_elbo.*not finite.*Lower lr") as caught:
+        fit(small(), splits, config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_is_diagnosed(splits, tmp_path):
@@ -365,7 +421,16 @@ def test_run_folder_has_everything(splits, tmp_path):
     assert json.loads((tmp_path / "history.json").read_text()) == history.rows
     names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")}
     assert names == {"samples/0000002.png", "samples/0000004.png"}
+    with Image.open(tmp_path / "samples" / "0000002.png") as picture:
+        assert picture.size == (8 * 30 + 2, 8 * 30 + 2)  # 8 x 8 of 28 pixels, gaps of 2
     assert list((tmp_path / "tensorboard").iterdir())
+    quiet_fit(small(), splits, replace(config, lr=1e-9, tensorboard=False), tmp_path / "still")
+    assert not (tmp_path / "still" / "tensorboard").exists()
+    first, last = (
+        np.asarray(Image.open(path)).astype(int)
+        for path in (tmp_path / "still" / "samples").iterdir()
+    )
+    assert np.abs(first - last).max() <= 1  # the same z, and a model that hardly moved
     loaded = VAE.from_pretrained(tmp_path)
     x = torch.rand(2, 1, 28, 28)
     assert torch.isfinite(loaded.encode(x).loc).all()
@@ -378,6 +443,7 @@ def test_run_folder_has_everything(splits, tmp_path):
         ("learned_gaussian", {"decay_vectors": True}),
         ("bernoulli", {"optimizer": "adagrad", "schedule": "constant", "weight_decay": 0.0}),
         ("bernoulli", {"optimizer": "adam", "optimizer_args": {"eps": 1e-4, "betas": [0.5, 0.9]}}),
+        ("bernoulli", {"schedule": "steps", "lr_epochs": [1], "lr_factor": 0.2}),
     ],
 )
 def test_fit_is_the_loop_written_out_by_hand(splits, likelihood, chosen):
@@ -405,7 +471,9 @@ def test_fit_is_the_loop_written_out_by_hand(splits, likelihood, chosen):
             share = (t + 1) / n
             rise_and_fall = share / 0.1 if share < 0.1 else (1 + math.cos(
                 math.pi * (share - 0.1) / 0.9)) / 2  # fmt: skip
-            group["lr"] = lr * (1.0 if config.schedule == "constant" else rise_and_fall)
+            dropped = 0.2 if 32 * t >= 300 else 1.0  # an epoch is 300 images
+            rate = {"constant": 1.0, "cosine": rise_and_fall, "steps": dropped}
+            group["lr"] = lr * rate[config.schedule]
         x, eps, _ = batches.batch(t)
         beta = 2.0 * min(1.0, (t + 1) / 6)
         q_z = theirs.encode(x)
@@ -421,6 +489,20 @@ def test_fit_is_the_loop_written_out_by_hand(splits, likelihood, chosen):
         optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_val_is_scored_as_evaluation_scores_a_trained_model(splits):
+    model = small()
+    config = TrainConfig(steps=2, batch_size=8, eval_every=2, n_importance=3, precision="fp32")
+    row = quiet_fit(model, splits, config).rows[-1]
+    terms, q_z = elbo_terms(model, splits["val"], n_importance=3)
+    assert row["val_elbo"] == pytest.approx(terms.elbo.mean().item(), abs=1e-3)
+    assert row["active_units"] == active_units(q_z)
+    clocked = TrainConfig(steps=2, batch_size=8, clock_steps=[1] * HUNDREDTHS)
+    many = {"train": splits["train"], "val": load("mnist-5k", "train").subset(1100)}
+    row = quiet_fit(small(), many, clocked).rows[-1]  # a run by the clock sees a thousand
+    assert run.Run(small(), many, clocked).val.images.shape[0] == 1000
+    assert run.Run(small(), many, config).val.images.shape[0] == 1100
 
 
 def test_val_chooses_by_the_recipes_own_objective(splits):
@@ -558,6 +640,34 @@ def test_resuming_on_other_images_is_refused(splits, tmp_path):
             fit(small(), splits | {split: inverted}, config, tmp_path, resume=True)
 
 
+def test_resuming_another_model_is_refused(splits, tmp_path):
+    config = TrainConfig(steps=4, batch_size=32, eval_every=2)
+    gaussian = {"likelihood": "gaussian", "sigma": 0.5}
+    quiet_fit(small(**gaussian), splits, config, tmp_path)
+    # of the same weights by name and shape, or not
+    for other in ({"sigma": 0.1}, {"likelihood": "continuous_bernoulli"}, {"latent_dim": 5}):
+        with pytest.raises((TrainingError, CheckpointError), match="another model") as caught:
+            fit(small(**gaussian | other), splits, config, tmp_path, resume=True)
+        assert "\n" not in str(caught.value)
+    fit(small(**gaussian), splits, config, tmp_path, resume=True)
+
+
+def test_numbers_of_other_libraries_are_saved_and_resumed(splits, tmp_path):
+    config = TrainConfig(
+        steps=np.int64(2), batch_size=np.int64(8), eval_every=2, lr=np.float32(0.001),
+        optimizer_args={"betas": (0.5, 0.9)},
+    )  # fmt: skip
+    quiet_fit(small(), splits, config, tmp_path)
+    again = replace(config, steps=4)
+    assert quiet_fit(small(), splits, again, tmp_path, resume=True).column("step") == [2, 4]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_refused(kind, splits):
+    with pytest.raises(TrainingError, match=f"weights are {kind}; give float32 ones"):
+        fit(small().to(kind), splits, TrainConfig(steps=1, batch_size=8))
+
+
 def alternating(model, data, config, run_dir=None, resume=False, on_eval=None):
     """A way to train of its own: encoder and decoder take turns, each with its optimiser.
 
@@ -655,7 +765,7 @@ def test_two_processes_compute_what_one_does_and_resume_what_one_began(tmp_path)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     line += [str(script), str(tmp_path / "two"), str(tmp_path / "resumed")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     states = {name: files.read_tensors(tmp_path / name / files.STATE)[0]
               for name in ("one", "two", "resumed")}  # fmt: skip

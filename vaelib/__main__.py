@@ -1,10 +1,13 @@
 """The command line: `vaelib COMMAND ...`; `vaelib --help` lists the commands."""
 
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from vaelib import arguments, choices, commands
+from vaelib import arguments, choices, commands, files
 from vaelib.arguments import UsageError
 from vaelib.files import UserError
 
@@ -36,6 +39,7 @@ def parse(words: list[str]) -> tuple[str, dict]:
     parser = arguments.parser_of(name, what, keys, EXAMPLES if name == "train" else "")
     if {"-h", "--help"} & set(rest):
         parser.print_help()
+        sys.stdout.flush()
         raise SystemExit(0)
     typed = arguments.typed(name, parser, keys, rest)
     values = {key.name: key.default for key in own if key.default is not arguments.NONE} | typed
@@ -44,12 +48,44 @@ def parse(words: list[str]) -> tuple[str, dict]:
         typed = {k: v for k, v in typed.items() if k not in given}
         return name, given | arguments.train_recipe(parser, typed, **given)
     if name == "sample":
-        written = {"name", "mode", "save_dir", "output"}
-        idle = typed.keys() - commands.EFFECTIVE[values["mode"]] - written
+        written, mode = {"name", "mode", "save_dir", "output"}, values["mode"]
+        idle = typed.keys() - arguments.EFFECTIVE[mode] - written
+        if mode == "sample" and values["latents"] == "prior":
+            idle, mode = idle | (typed.keys() & {"data"}), f"{mode} and --latents prior"
         if idle:
             listed = ", ".join(f"--{key}" for key in sorted(idle))
-            raise UsageError(f"{listed}: no effect with --mode {values['mode']}; leave it out")
+            raise UsageError(f"{listed}: no effect with --mode {mode}; leave it out")
     return name, values
+
+
+def run(words: list[str]) -> None:
+    """Run one command."""
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+    else:
+        name, values = parse(words)
+        commands.COMMANDS[name](**values)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as KeyboardInterrupt, and in a list: modules that are being imported swallow it."""
+    noted = []
+
+    def note(number: int, _) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -58,20 +94,23 @@ def main(words: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal can't show is escaped
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
-        print(overview())
-        return
-    try:
-        name, values = parse(words)
-        commands.COMMANDS[name](**values)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `vaelib info ... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError, TypeError, ValueError) as error:
+    message, status = None, 0
+    with noted_interrupts() as interrupts:
+        try:
+            run(sys.argv[1:] if words is None else words)
+        except BrokenPipeError:  # `vaelib info ... | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (KeyboardInterrupt, Exception) as error:
+            usual = isinstance(error, UserError | OSError | TypeError | ValueError)
+            if not (usual or interrupts):
+                raise
+            message, status = " ".join(files.reason(error).split()), getattr(error, "status", 2)
+        if interrupts and status:
+            message, status = "interrupted", 128 + signal.SIGINT
+    if message:
         if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one says it
-            print(f"vaelib: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(getattr(error, "status", 2))
+            print(f"vaelib: {message}", file=sys.stderr)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

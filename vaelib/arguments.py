@@ -5,10 +5,12 @@ Nothing here imports torch, so that help and mistakes are answered at once.
 
 import dataclasses
 import inspect
+import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -18,13 +20,36 @@ from vaelib.recipes import DataConfig, ModelConfig, TrainConfig
 SHORT = {"config": "-c", "run_dir": "-e", "output": "-o"}
 # what people type who come from elsewhere, and what it is here
 ELSEWHERE = {
-    "num_epochs": "--steps, which are epochs * images / batch_size",
-    "epochs": "--steps, which are epochs * images / batch_size",
     "learning_rate": "--lr",
     "z_dim": "--latent_dim",
     "dataset": "--data",
     "loss": "--likelihood: bernoulli for cross-entropy, gaussian with --sigma for squared errors",
 }
+Mode = Literal[
+    "sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold",
+    "architecture",
+]  # fmt: skip
+# of `sample`, the options that have an effect in each mode, beside name, mode and where to write
+EFFECTIVE = {
+    "sample": {"seed", "latents", "n_samples", "n_columns", "separate", "batch_size", "data"},
+    "interpolate": {"seed", "n_samples", "n_interpolate", "start", "path", "latents", "data"},
+    "traverse": {
+        "seed", "n_samples", "n_traverse", "traverse_range", "traverse_dim", "start", "latents",
+        "data",
+    },
+    "reconstruct": {"seed", "n_samples", "n_columns", "data"},
+    "visualize_latent": {"data"},
+    "manifold": {"n_samples", "spacing"},
+    "architecture": set(),
+}  # fmt: skip
+LIKELIHOODS_ELSEWHERE = {"mse": "gaussian, with sigma fixed (--sigma)", "bce": "bernoulli"}
+EPOCHS = ("epochs", "num_epochs", "n_epochs", "max_epochs")
+N_TRAIN = {"mnist": 55_000, "mnist-5k": 4_000}  # training images of what is always the same
+# of a type what to give
+KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null",
+    "list": "a list, as '[32,64]'", "tuple": "a list, as '[32,64]'",
+}  # fmt: skip
 NONE = inspect.Parameter.empty
 
 
@@ -111,30 +136,56 @@ def typed(command: str, parser: ArgumentParser, keys: Sequence[Key], words: list
     for word in words:
         name = word.removeprefix("--").split("=")[0].split(".")[0]
         if word.startswith("--") and name and name not in names:
+            if name in EPOCHS and command == "train":
+                raise UsageError(f"{word}: here it is {steps_of(words, word)}")
             if name in ELSEWHERE and command == "train":
                 raise UsageError(f"{word}: here it is {ELSEWHERE[name]}")
             near = choices.nearest(name, names)
             raise UsageError(f"vaelib {command} has no {word}{near}; see vaelib {command} --help")
     try:
-        return parser.parse_args(words, defaults=False).as_dict()
+        found = parser.parse_args(words, defaults=False).as_dict()
     except ArgumentError as error:
         raise UsageError(readable(str(error))) from error
+    if meant := LIKELIHOODS_ELSEWHERE.get(found.get("likelihood")):
+        raise UsageError(f"--likelihood {found['likelihood']}: here it is {meant}")
+    return found
+
+
+def steps_of(words: Sequence[str], flag: str) -> str:
+    """The steps that so many epochs are, where the number of training images is known."""
+    after = dict(itertools.pairwise(words)) | dict(w.split("=", 1) for w in words if "=" in w)
+    recipe = {"data": DataConfig.data, "batch_size": TrainConfig.batch_size}
+    try:
+        if name := after.get("-c", after.get("--config")):
+            recipe |= recipes.read(recipe_path(name))
+        data = after.get("--data", recipe["data"])
+        batch = int(after.get("--batch_size", recipe["batch_size"]))
+        epochs = float(after[flag.split("=")[0]])
+        steps = math.ceil(epochs * N_TRAIN[data] / batch)
+    except (files.UserError, ArithmeticError, ValueError, KeyError):
+        return "--steps, which are epochs * images / batch_size"
+    return f"--steps {steps} ({epochs:g} epochs of {N_TRAIN[data]:,} images in batches of {batch})"
+
+
+def recipe_path(config: str) -> Path:
+    """The file of a recipe: a YAML file, or that of a checkpoint by name."""
+    is_path = Path(config).is_file() or Path(config).suffix in (".yaml", ".yml")
+    return Path(config) if is_path else checkpoints.find(config) / files.RECIPE
 
 
 def readable(message: str) -> str:
     """A parser's complaint in plain words."""
     message = " ".join(message.split())
-    wrong = re.match(r'Parser key "(.+?)": (?:Expected|Does not).*?Got value: (.*)', message)
+    wrong = re.match(r'Parser key "(.+?)": .*(?:Got|Given) value: (.*)', message)
     if not wrong:
         return message
     if listed := re.search(r"Literal\[(.*?)\]", message):
         among = listed[1].replace("'", "")
         near = choices.nearest(wrong[2], among.split(", "))
         return f"--{wrong[1]} {wrong[2]}{near}; choose one of {among}"
-    kind = re.search(r"Expected an? <class '(\w+)'>|Expected an? (.+?)\. Got", message)
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    wanted = (kind[1] or kind[2]) if kind else "something else"
-    return f"--{wrong[1]} {wrong[2]}: give {names.get(wanted, wanted)}"
+    kinds = re.findall(r"Expected an? (?:<class ')?(\w+)", message)
+    wanted = " or ".join(dict.fromkeys(KINDS.get(kind, kind) for kind in kinds))
+    return f"--{wrong[1]} {wrong[2]}: give {wanted or 'something else'}"
 
 
 def train_recipe(
@@ -148,8 +199,7 @@ def train_recipe(
         raise UsageError("--minutes takes the place of --steps: give one of them")
     recipe = {}
     if config is not None:
-        is_path = Path(config).is_file() or Path(config).suffix in (".yaml", ".yml")
-        path = Path(config) if is_path else checkpoints.find(config) / files.RECIPE
+        path = recipe_path(config)
         try:
             recipe = parser.parse_object(recipes.read(path), defaults=False).as_dict()
         except ArgumentError as error:
@@ -166,6 +216,10 @@ def resumed(defaults: dict, typed: dict, run_dir: str | None) -> dict:
     if run_dir is None:
         raise UsageError("--resume takes -e RUN_DIR, the folder of the run to go on with")
     recipe = plain_lists(defaults) | recipes.read(Path(run_dir) / files.RECIPE)
+    if "data" in typed:
+        from vaelib import data
+
+        typed["data"] = data.absolute(typed["data"])
     typed = plain_lists(merged(recipe, typed))
     changed = ", ".join(k for k, v in typed.items() if k != "steps" and v != recipe.get(k))
     if changed:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaelib import choices, files
+from vaelib import choices, files, hub
 from vaelib.files import CheckpointError
 
 if TYPE_CHECKING:  # finding a checkpoint does not need torch
@@ -30,7 +30,7 @@ ADDRESS = ""  # where the published checkpoints are served; $VAELIB_CHECKPOINTS 
 
 def save(model: VAE, folder: Path | str) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all."""
-    files.write_model(model, Path(folder))
+    hub.write_model(model, Path(folder))
 
 
 def save_state(path: Path, model: VAE, optimizers: list, extra: dict, metadata: dict) -> None:
@@ -46,13 +46,22 @@ def save_state(path: Path, model: VAE, optimizers: list, extra: dict, metadata: 
     files.write_tensors(path, tensors, {"run": json.dumps(metadata)})
 
 
+def read_run(path: Path) -> dict:
+    """What `save_state` was given as metadata: step, history, config; without torch."""
+    metadata = files.read_metadata(path)
+    if "run" not in metadata:
+        raise CheckpointError(f"{path} is of another version of vaelib; start a new run")
+    return json.loads(metadata["run"])
+
+
 def load_state(path: Path, model: VAE, optimizers: list) -> tuple[dict[str, Tensor], dict]:
     """Fill model and optimizers from `save_state`'s file; returns its `extra` and `metadata`."""
     import torch
 
-    tensors, metadata = files.read_tensors(path)
-    if "run" not in metadata:
-        raise CheckpointError(f"{path} is of another version of vaelib; start a new run")
+    run, (tensors, _) = read_run(path), files.read_tensors(path)
+    weights, own = {k[6:]: v for k, v in tensors.items() if k[:6] == "model."}, model.state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
+        raise CheckpointError(f"{path} is of another model; start a new run, or make that one")
     states: list[dict] = [{} for _ in optimizers]
     for key, value in tensors.items():
         if key.startswith("optimizer."):
@@ -62,11 +71,11 @@ def load_state(path: Path, model: VAE, optimizers: list) -> tuple[dict[str, Tens
             if value.dim():  # the fused optimizer wants the weight's own memory layout
                 value = torch.empty_like(parameter).copy_(value)
             states[int(number)].setdefault(int(index), {})[name] = value
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    model.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     extra = {k[6:]: v for k, v in tensors.items() if k.startswith("extra.")}
-    return extra, json.loads(metadata["run"])
+    return extra, run
 
 
 def keep_tensors(

@@ -7,22 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vaelib import arguments, checkpoints, files, recipes, reports
-from vaelib.arguments import UsageError
-
-Mode = Literal["sample", "interpolate", "traverse", "reconstruct", "visualize_latent", "manifold"]
-# of `sample`, the options that have an effect in each mode, beside name, mode and where to write
-EFFECTIVE = {
-    "sample": {"seed", "latents", "n_samples", "n_columns", "separate", "batch_size"},
-    "interpolate": {"seed", "n_samples", "n_interpolate", "start", "path", "latents", "data"},
-    "traverse": {
-        "seed", "n_samples", "n_traverse", "traverse_range", "traverse_dim", "start", "latents",
-        "data",
-    },
-    "reconstruct": {"seed", "n_samples", "n_columns", "data"},
-    "visualize_latent": {"data"},
-    "manifold": {"n_samples", "spacing"},
-}  # fmt: skip
-LEFT_OVER = {files.RECIPE, files.LOCK, files.LOG}  # of a run that was killed before it saved
+from vaelib.arguments import Mode, UsageError
 
 
 def train(
@@ -34,14 +19,20 @@ def train(
     run_dir : the run's folder; runs/ and the time unless given.
     resume : go on with the run in RUN_DIR, with more steps for longer.
     """
-    from vaelib import data, film, run, training
+    from vaelib import data, diagnosis, run, training
 
     folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     first = run.RANK == 0  # of several processes, one minds the files
     recipe["data"] = data.absolute(recipe["data"])
+    if recipe.get("init") and Path(recipe["init"]).is_dir():
+        recipe["init"] = str(Path(recipe["init"]).resolve())  # as it holds from any folder
     if not resume and first:
-        refuse_occupied(folder)
+        diagnosis.refuse_occupied(folder)
     started = resume and (folder / files.STATE).exists()
+    if started and (over := diagnosis.finished(folder, recipe)):
+        if first:
+            print(over)
+        return
     model, images, trained = training.build(recipe | ({"init": None} if started else {}))
     with ExitStack() as until_done:
         if first:
@@ -50,9 +41,16 @@ def train(
             if not started:
                 files.write_recipe(folder, recipe)
                 (folder / files.FILM).unlink(missing_ok=True)
-        filmed = first and model.latent_dim == 2 and images["val"].labels is not None
-        on_eval = partial(film.keep_frame, model, images["val"], folder) if filmed else None
-        history = training.fit(model, images, trained, folder, started, on_eval)
+        on_eval = None
+        if first and model.latent_dim == 2 and images["val"].labels is not None:
+            from vaelib import film
+
+            on_eval = partial(film.keep_frame, model, images["val"], folder)
+        try:
+            history = training.fit(model, images, trained, folder, started, on_eval)
+        except OSError as error:  # a full disk, say
+            go_on = f"mend that, then {diagnosis.how_to_go_on(folder)}"
+            raise files.UserError(f"{files.reason(error)}; {go_on}") from error
         if not first:
             return
         recipe["plans"] = history.plans
@@ -62,18 +60,6 @@ def train(
         files.write_recipe(folder, recipe)
     n_eval = min(recipes.n_eval(trained), len(images["val"]))
     print(reports.summary(history.rows, recipe["data"], n_eval, folder))
-
-
-def refuse_occupied(folder: Path) -> None:
-    """UsageError where a run can't be started in a folder, as something is there already."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: name another -e")
-    there = {path.name for path in folder.glob("*")} if folder.exists() else set()
-    there = {name for name in there if not files.is_temporary(name)} - LEFT_OVER
-    if there & {files.STATE, files.WEIGHTS}:
-        raise UsageError(f"{folder} has a run: add --resume to go on with it, or name another -e")
-    if there:
-        raise UsageError(f"{folder} is not an empty folder: name another -e")
 
 
 def sample(
@@ -126,15 +112,16 @@ def sample(
     ):  # fmt: skip
         if value is not None and value < least:
             raise UsageError(f"--{key} {value}: give at least {least}")
-    from vaelib import derived, gallery
+    from vaelib import derived, figures, gallery
 
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
     if mode in ("visualize_latent", "manifold") and model.latent_dim != 2:
         raise UsageError(f"--mode {mode} needs 2 latent dimensions; {name} has {model.latent_dim}")
     if traverse_dim is not None and not 0 <= traverse_dim < model.latent_dim:
         raise UsageError(f"--traverse_dim {traverse_dim}: {name} has 0 to {model.latent_dim - 1}")
-    label, count = folder.resolve().name, {} if n_samples is None else {"n_samples": n_samples}
-    density = derived.aggregate(model, folder) if latents == "aggregate" else None
+    label = folder.resolve().name.encode(errors="replace").decode()  # of letters that can be drawn
+    count = {} if n_samples is None else {"n_samples": n_samples}
+    density = derived.aggregate(model, folder, data) if latents == "aggregate" else None
     drawn = {"seed": seed, "density": density} | count
     if separate:
         target = Path(output) if output else Path(save_dir) / f"{label}-samples"
@@ -149,6 +136,8 @@ def sample(
         figure = gallery.sample(model, label, **drawn, **columns)
     elif mode == "manifold":
         figure = gallery.manifold(model, label, n_samples or 20, spacing)
+    elif mode == "architecture":
+        figure = figures.architecture(model, label)
     elif mode == "interpolate":
         figure = gallery.interpolate(model, label, images, n_interpolate, path=path, **drawn)
     elif mode == "traverse":
@@ -208,11 +197,13 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     path, blocks = folder / files.METRICS, files.read_metrics(folder)
     old = None if overwrite else blocks.get(block_name)
     differences = reports.compare(old, block) if old else []
-    if old is None:
-        files.write_json(path, dict(sorted((blocks | {block_name: block}).items())))
+    try:
+        if old is None:
+            files.write_json(path, dict(sorted((blocks | {block_name: block}).items())))
+    finally:  # a full disk does not lose the numbers, nor does a closed pipe
+        print("\n".join(reports.report(block)))
     if full and not differences:
         (folder / files.PARTIAL).unlink(missing_ok=True)
-    print("\n".join(reports.report(block)))
     if differences:
         raise UsageError(f"{block_name} differs from {path}: {'; '.join(differences)}")
     agrees = f"agrees with {path} within {reports.TOLERANCE} nats"

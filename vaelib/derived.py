@@ -23,7 +23,9 @@ def data_of(folder: Path) -> str:
     path = folder / files.RECIPE
     recipe = files.read_recipe(folder) if path.exists() else {}
     if "data" not in recipe:
-        raise CheckpointError(f"{path} names no data; write a line 'data: NAME' into it")
+        raise CheckpointError(
+            f"{path} names no data; write a line 'data: NAME' into it, or give sample --data"
+        )
     name = recipe["data"]
     if name != data.absolute(name):
         raise CheckpointError(f"{path} has the folder of {name!r} in part; write its whole path")
@@ -56,18 +58,20 @@ def drawn_from(q_z: Normal, seed: int) -> Tensor:
     return q_z.loc + q_z.scale * noise
 
 
-def first_images(model, folder: Path, split: str) -> Images:
-    """As many of a split's images as what is kept is made of."""
-    return images_for(model, folder, split).subset(10_000)
+def first_images(model, folder: Path, split: str, **of: str) -> Images:
+    """As many of a split's images as what is kept is made of; `of` may give another `name`."""
+    return images_for(model, folder, split, **of).subset(10_000)
 
 
-def aggregate(model, folder: Path) -> MixtureSameFamily:
+def aggregate(model, folder: Path, name: str | None = None) -> MixtureSameFamily:
     """A density fitted to draws from q(z | x) over the training images; kept beside the weights.
 
     A Gaussian mixture, of the first 10,000 images at most; the number of its components is the
-    one best on the validation images, of those with 20 training images for each component.
+    one best on the validation images, of those with 20 training images for each component. The
+    images are the recipe's, or those of the data set `name`.
     """
-    train, val = (partial(first_images, model, folder, split) for split in ("train", "val"))
+    of = {"name": name} if name else {}
+    train, val = (partial(first_images, model, folder, split, **of) for split in ("train", "val"))
     if found := checkpoints.kept_tensors(folder, files.LATENTS, train):
         return latents.mixture(**found[0])
     train, val = train(), val()

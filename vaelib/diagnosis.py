@@ -1,9 +1,12 @@
 """What is wrong with a run: before it starts, while it goes on, and when it breaks."""
 
-import warnings
+import math
+from pathlib import Path
+from shlex import quote
 
 import torch
 
+from vaelib import checkpoints, files
 from vaelib.data import Images
 from vaelib.evaluation import ACTIVE_THRESHOLD
 from vaelib.files import UserError
@@ -23,6 +26,44 @@ class Stopped(UserError):
         self.status = 128 + signal_number
 
 
+LEFT_OVER = {files.RECIPE, files.LOCK, files.LOG}  # of a run that was killed before it saved
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to type for a run that has stopped."""
+    return f"go on with: vaelib train -e {quote(str(folder))} --resume"
+
+
+def refuse_occupied(folder: Path) -> None:
+    """TrainingError where a run can't be started in a folder, as something is there already."""
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is a file: name another -e")
+    there = {path.name for path in folder.glob("*")} if folder.exists() else set()
+    there = {name for name in there if not files.is_temporary(name)} - LEFT_OVER
+    if there & {files.STATE, files.WEIGHTS}:
+        raise TrainingError(
+            f"{folder} has a run: add --resume to go on with it, or name another -e"
+        )
+    if there:
+        raise TrainingError(f"{folder} is not an empty folder: name another -e")
+
+
+def finished(folder: Path, recipe: dict) -> str | None:
+    """That the run in a folder has done all its steps, and how to make it longer; None if not."""
+    run = checkpoints.read_run(folder / files.STATE)
+    done, clocked = run["step"], run["config"]["minutes"] or recipe["clock_steps"]
+    if recipe["minutes"] or not (done == recipe["steps"] or run["config"]["minutes"]):
+        return None
+    name = quote(str(folder))
+    longer = f"To make it longer: vaelib train -e {name} --resume --steps {2 * done}"
+    if clocked:
+        longer = (
+            "By the clock it can't be made longer; to start another from its weights: vaelib "
+            f"train -c {name} --init {name} --steps {done} -e ANOTHER"
+        )
+    return f"{folder} is finished: all of its {done:,} steps are done. {longer}"
+
+
 def check(model, data: dict[str, Images], config: TrainConfig, objective, world: int) -> None:
     """TrainingError, in one line, for a run that can't be."""
     for split in ("train", "val"):
@@ -33,6 +74,11 @@ def check(model, data: dict[str, Images], config: TrainConfig, objective, world:
             raise TrainingError(
                 f"images of {split} have shape {shape}, the model takes {model.image_shape}"
             )
+    if odd := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise TrainingError(
+            f"the model's weights are {odd.pop()}; give float32 ones (model.float()), and for bf16 "
+            "precision bf16"
+        )
     n_parts = world * config.accumulate
     if getattr(objective, "scores_batch", False) and n_parts > 1:
         raise TrainingError(
@@ -43,42 +89,40 @@ def check(model, data: dict[str, Images], config: TrainConfig, objective, world:
             f"batch_size {config.batch_size} in {n_parts} equal parts (processes times "
             f"accumulate): give a multiple of {n_parts}"
         )
-    if config.minutes and world > 1:
-        raise TrainingError(f"minutes is for one process; give steps to {world} of them")
 
 
-def warn_of_collapse(row: dict, model, config: TrainConfig, last: bool) -> None:
-    """Warn, with what to do, when q(z | x) has become the prior in all or some dimensions."""
+def collapse(row: dict, model, config: TrainConfig, last: bool) -> tuple[str, str] | None:
+    """When q(z | x) has become the prior in all or some dimensions: which case, and what to do."""
+    if row["beta"] < config.beta or not {"val_kl", "active_units"} <= row.keys():
+        return None  # still warming up; or z has no price; or one image says nothing of z
     dead = model.latent_dim - row["active_units"]
-    if row["beta"] < config.beta or "val_kl" not in row:
-        return  # still warming up; or z has no price
-    if row["active_units"] == 0 and row["val_kl"] > 1:
-        warnings.warn(
+    # what is near the prior has less than a nat a dimension
+    if row["active_units"] == 0 and row["val_kl"] > max(10, model.latent_dim):
+        return "diverging", (
             f"step {row['step']}: q(z | x) is the same for every image, and its KL is"
-            f" {row['val_kl']:,.0f} nats: the run is diverging. Lower lr (it is {config.lr:g}).",
-            stacklevel=3,
+            f" {row['val_kl']:,.0f} nats: the run is diverging. Lower lr (it is {config.lr:g})."
         )
-    elif row["active_units"] == 0:
-        warnings.warn(
+    if row["active_units"] == 0:
+        return "whole", (
             f"step {row['step']}: the whole posterior has collapsed (KL {row['val_kl']:.2f} nats,"
             " no active dimension): z is ignored. Set kl_warmup to a tenth of the steps or more,"
-            " lower beta or lr, or take a weaker decoder.",
-            stacklevel=3,
+            " lower beta or lr, or take a weaker decoder."
         )
-    elif dead and last:
-        warnings.warn(
+    if dead and last:
+        return "some", (
             f"{dead} of {model.latent_dim} latent dimensions have collapsed: on val their mean"
             f" varies by less than {ACTIVE_THRESHOLD}. The ELBO often asks for that; a smaller"
-            " latent_dim does as well, a longer kl_warmup or a smaller beta may use more.",
-            stacklevel=3,
+            " latent_dim does as well, a longer kl_warmup or a smaller beta may use more."
         )
+    return None
 
 
-def diverged(model, terms: Terms, step: int, config: TrainConfig) -> str:
-    """What went wrong when the loss or its gradient is not finite, and what to do."""
+def diverged(model, terms: Terms, step: int, config: TrainConfig, row: dict) -> str:
+    """What went wrong when the loss, its gradient or the row of val is not finite; what to do."""
     names = ("log_px_z", "kl")
     values = {name: getattr(terms, name) for name in names} | terms.extras
     bad = [k for k, v in values.items() if v is not None and not torch.isfinite(v).all()]
+    bad = bad or [k for k, v in row.items() if k[:4] == "val_" and not math.isfinite(v)]
     weights = [k for k, v in model.state_dict().items() if not torch.isfinite(v).all()]
     what = f"{' and '.join(bad) or 'the gradient'} not finite"
     if weights:

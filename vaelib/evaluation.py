@@ -33,14 +33,33 @@ def elbo_terms(
     Memory does not grow with the images' pixels: they are turned into floats batch by batch.
     Shapes: N images -> Terms of (N,) and (N, D), Normal (N, D); all on the CPU, in nats.
     """
-    device, parts = next(model.parameters()).device, []
+    device, n_batches = next(model.parameters()).device, math.ceil(len(images) / batch)
     eps_all = _latent_noise(model, images, seed, n_importance, batch)
     seen = _seen(model, images, torch.Generator().manual_seed(seed), batch)
-    for x, eps in zip(seen, eps_all.split(batch, dim=1), strict=True):
+    found: Terms | None = None
+    for number, (x, eps) in enumerate(zip(seen, eps_all.split(batch, dim=1), strict=True)):
         terms = objective(model, x.to(device), eps.to(device))
-        parts.append(_each(lambda t: t.reshape(-1, *t.shape[1:]).cpu(), terms))
-    terms = _each(lambda *column: torch.cat(column), *parts)
-    return terms, Normal(terms.q_mean, terms.q_scale)
+        found = found or _each(lambda t: _room(t, len(images), n_batches), terms)
+        _put(terms, found, number, batch)
+    return found, Normal(found.q_mean, found.q_scale, validate_args=False)
+
+
+def _room(t: Tensor, n_images: int, n_batches: int) -> Tensor:
+    """Memory on the CPU for a term of all images; a batch that is scored as a whole has one.
+
+    In one piece: small pieces that stay, between large ones, keep these from being given back.
+    """
+    return torch.empty(n_images if t.dim() else n_batches, *t.shape[1:], dtype=t.dtype)
+
+
+def _put(terms: Terms, found: Terms, number: int, batch: int) -> None:
+    """Write the terms of a batch, by its number, to their place among all."""
+
+    def put(t: Tensor, into: Tensor) -> Tensor:
+        start, n = (number * batch, batch) if t.dim() else (number, 1)
+        return into[start : start + n].copy_(t)
+
+    _each(put, terms, found)
 
 
 def _each(function: Callable, *terms: Terms) -> Terms:
@@ -109,11 +128,14 @@ def decoded_log_weights(model, x: Tensor, q_z: Normal, eps: Tensor) -> Tensor:
     return log_weights(model.prior, q_z, z, log_likelihood(model.decode(z), x))
 
 
-def active_units(q_z: Normal) -> int:
+def active_units(q_z: Normal) -> int | None:
     """How many latent dimensions have Var_x(E_q[z]) > 0.01: their mean moves with the image.
 
+    None where there are fewer than two images to move with.
     Shapes: q_z (N, D) over N images. Source: Burda et al. 2016, section 5.
     """
+    if len(q_z.loc) < 2:
+        return None
     return int((q_z.loc.var(0) > ACTIVE_THRESHOLD).sum())
 
 
@@ -203,18 +225,19 @@ def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
 def evaluate_fully(model, images: Images, folder: Path) -> dict:
     """The block test_full; what is done of it is kept in the folder, and gone on with.
 
-    It is gone on with where all that it depends on is the same: weights, images, samples, seed,
-    precision, and the version of torch.
+    It is gone on with where all that it depends on is the same: model, weights, images, samples,
+    seed, precision, and the version of torch.
     """
     began, n_importance, seed = time.perf_counter(), 5000, 0
     key = {
         "weights": files.sha256(folder / files.WEIGHTS), "data": images.sha256,
+        "config": files.sha256(folder / files.CONFIG),
         "n_importance": n_importance, "seed": seed, "torch": torch.__version__,
         "bf16": use_bf16("auto", next(model.parameters()).device),
     }  # fmt: skip
     path = folder / files.PARTIAL
     kept = files.read_mapping(path) if path.exists() else {}
-    if kept.get("key") != key:
+    if kept.get("key") != key or not _sound(kept, len(images)):
         kept = {"key": key, "seconds": 0.0, "bounds": []}
     before = kept["seconds"]
 
@@ -235,6 +258,13 @@ def evaluate_fully(model, images: Images, folder: Path) -> dict:
     return block
 
 
+def _sound(kept: dict, n: int) -> bool:
+    """Whether what is kept of an evaluation of `n` images can be gone on with."""
+    bounds = kept.get("bounds")
+    numbers = isinstance(bounds, list) and all(isinstance(b, float) for b in bounds)
+    return numbers and len(bounds) <= n and isinstance(kept.get("seconds"), float)
+
+
 @torch.inference_mode()
 def psnr(model, images: Images, q_z: Normal, batch: int = 100) -> Tensor:
     """Peak signal-to-noise ratio of each image's reconstruction from the mean of q(z | x).
@@ -242,9 +272,10 @@ def psnr(model, images: Images, q_z: Normal, batch: int = 100) -> Tensor:
     10 log10(255^2 / mean squared error), with the mean of p(x | z) put back on 0 to 255.
     Shapes: N images, q_z (N, D) -> (N,) on the CPU. Units: dB.
     """
-    device, found = next(model.parameters()).device, []
-    for z, grey in zip(q_z.loc.split(batch), images.images.split(batch), strict=True):
+    device, errors = next(model.parameters()).device, torch.empty(len(images))
+    parts = zip(*(t.split(batch) for t in (q_z.loc, images.images, errors)), strict=True)
+    for z, grey, error in parts:
         x_mean = model.decode(z.to(device)).mean.cpu()
         levels = (256 * x_mean - 0.5).clamp(0, 255)  # the middle of a level's cell is the level
-        found.append((levels - grey.cpu()).square().mean((1, 2, 3)))
-    return 10 * (255**2 / torch.cat(found)).log10()
+        error.copy_((levels - grey.cpu()).square().mean((1, 2, 3)))
+    return 10 * (255**2 / errors).log10()

@@ -5,7 +5,6 @@ to do. No pickle is ever read.
 """
 
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -37,19 +36,34 @@ class CheckpointError(FileError):
     """A checkpoint is missing, damaged or foreign; the message says what to do."""
 
 
+def reason(error: Exception) -> str:
+    """What is wrong; of a file, without the number that the operating system gives it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 @contextmanager
 def atomic(path: Path):
-    """A temporary path beside `path` that replaces it at the end, or vanishes on an error."""
+    """A temporary path beside `path` that replaces it at the end, or vanishes on an error.
+
+    An OSError, of a full disk say, names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        os.close(handle)
         yield Path(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -156,6 +170,12 @@ def read_tensors(path: Path | str) -> tuple[dict, dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata alone of a safetensors file, without torch."""
+    with _opened(path, "numpy") as file:
+        return file.metadata() or {}
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[list[int], int]]:
     """Of each of a checkpoint's weights its shape and how many numbers it has, without torch."""
     with _opened(Path(folder) / WEIGHTS, "numpy") as file:
@@ -165,14 +185,24 @@ def read_shapes(folder: Path) -> dict[str, tuple[list[int], int]]:
 
 def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
     """Write tensors by name as safetensors."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+    try:
+        str(path).encode()  # safetensors can't open a file of another name
+        with atomic(path) as temporary:
+            try:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+            except SafetensorError as error:  # a full disk, in its own words
+                raise OSError(0, str(error).split("I/O error: ")[-1]) from error
+    except (RuntimeError, UnicodeEncodeError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        advice = "each tensor needs memory of its own, the folder a name in UTF-8"
+        raise CheckpointError(f"{path} can't be written: {reason}; {advice}") from error
 
 
 def plain(value):
-    """NumPy's and torch's numbers and lists as Python's own, which JSON and YAML have.
+    """NumPy's and torch's numbers, lists and tuples as what JSON and YAML have.
 
     Raises TypeError for anything else, so that nothing is saved that can't be read again.
     """
@@ -181,83 +211,10 @@ def plain(value):
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays, tensors
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return type(value)(plain(v) for v in value)
+        return [plain(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{value!r} is a {type(value).__name__}, which can't be saved; give a number")
-
-
-def write_model(model, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all.
-
-    What torch.compile or DistributedDataParallel has wrapped is written as if it were bare. A
-    model that its config could not bring back is refused with a CheckpointError.
-    """
-    import torch
-
-    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
-        model = inner
-    config, weights = model._hub_mixin_config, model.state_dict()
-    with torch.device("meta"):  # shapes alone
-        _check_fit(type(model), config, weights, f"what is to be saved in {folder}")
-    write_tensors(Path(folder) / WEIGHTS, weights)
-    write_json(Path(folder) / CONFIG, config)
-
-
-def read_model(cls, name_or_path: str | Path, hub: dict):
-    """A model of class `cls`, in evaluation mode, from a folder or a Hugging Face hub id."""
-    folder = Path(name_or_path)
-    parts = [folder / CONFIG, folder / WEIGHTS]
-    if not folder.is_dir():
-        parts = [_from_hub(str(name_or_path), file.name, hub) for file in parts]
-    config_file, weights_file = parts
-    config, weights = read_mapping(config_file), read_tensors(weights_file)[0]
-    model = _check_fit(cls, config, weights, str(weights_file))
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def _check_fit(cls, config: dict, weights: dict, what: str):
-    """A new model of this config, if the weights fit it; else a CheckpointError says how not."""
-    unknown = sorted(set(config) - set(inspect.signature(cls).parameters))
-    if unknown:
-        raise CheckpointError(f"{what}: {CONFIG} has unknown keys: {', '.join(unknown)}")
-    try:
-        model = cls(**config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{what}: {CONFIG} describes no {cls.__name__}: {error}") from error
-    own = model.state_dict()
-    odd = {
-        "missing": sorted(own.keys() - weights.keys()),
-        "extra": sorted(weights.keys() - own.keys()),
-        "misshapen": sorted(
-            k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape
-        ),
-    }
-    if any(odd.values()):
-        found = "; ".join(f"{len(v)} {k} ({v[0]}, ...)" for k, v in odd.items() if v)
-        raise CheckpointError(f"{what} does not fit its {CONFIG}: {found}")
-    return model
-
-
-def _from_hub(name: str, file: str, hub: dict) -> Path:
-    """One file of a model on the hub; whatever goes wrong is one line."""
-    owner_and_name = name.split("/")
-    if len(owner_and_name) != 2 or not all(owner_and_name) or Path(name).parent.is_dir():
-        raise CheckpointError(
-            f"no folder {name!r}; give a folder with {CONFIG} and {WEIGHTS} in it, "
-            "or a hub id (owner/name)"
-        )
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, file, etag_timeout=5, **hub))
-    except Exception as error:  # whatever the hub's client raises, it has no model for us
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"no folder {name!r}, and the hub has no such model or can't be reached "
-            f"({reason}); check the name"
-        ) from error
 
 
 def sha256(path: Path) -> str:

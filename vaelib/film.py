@@ -7,7 +7,6 @@
 from pathlib import Path
 
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
@@ -16,7 +15,8 @@ from torch import Tensor
 from vaelib import files
 from vaelib.data import Images
 from vaelib.evaluation import elbo_terms
-from vaelib.figures import Figure, prior_contours
+from vaelib.figures import CLASSES, colours, latent_plane, look, prior_contours
+from vaelib.figures.style import SCREEN_DPI
 
 
 def keep_frame(model, images: Images, folder: Path, history) -> None:
@@ -30,6 +30,29 @@ def keep_frame(model, images: Images, folder: Path, history) -> None:
     files.write_tensors(path, film)
 
 
+def between(z: Tensor, steps: Tensor, n_frames: int) -> tuple[Tensor, list[int]]:
+    """The dots at so many moments, most of them early, when most moves, and the steps of those.
+
+    Between two looks a dot goes straight from one place to the next.
+    Shapes: z (F, N, 2), steps (F,) -> (n, N, 2) and n steps, n at most `n_frames`.
+    """
+    first, last = steps[0].double(), steps[-1].double()
+    if len(steps) == 1:
+        return z.float(), steps.tolist()
+    # moments t evenly spaced in log(t + a): a tenth of the run goes by in half of the film
+    early = (last - first) / 50
+    moments = torch.linspace(0, 1, n_frames, dtype=torch.float64)
+    moments = first + early * (((last - first) / early).log1p() * moments).expm1()
+    moments = moments.clamp(first, last)
+    after = torch.searchsorted(steps.double(), moments).clamp(1, len(steps) - 1)
+    before = after - 1
+    share = (moments - steps[before]) / (steps[after] - steps[before])
+    share = share.float()[:, None, None]
+    places = (1 - share) * z[before].float() + share * z[after].float()
+    return places, moments.round().long().tolist()
+
+
+@look()
 def frames(
     z: Tensor, labels: Tensor, steps: list[int], title: str, standard_prior: bool = True
 ) -> list[Image.Image]:
@@ -37,34 +60,40 @@ def frames(
 
     Shapes: z (F, N, 2), labels (N,).
     """
-    figure = Figure((4.4, 4.4), layout="constrained", dpi=100)
-    axes = figure.subplots()
-    colours = np.array(sns.color_palette("colorblind", 10))[labels.numpy() % 10]
-    dots = axes.scatter(*z[0].float().T, s=7, c=colours, linewidth=0)
+    figure = latent_plane("", labels.tolist(), 4.0)
+    (axes,) = figure.axes
+    figure.set_dpi(SCREEN_DPI)
+    dots = axes.scatter(*z[0].float().T, s=6, c=colours(labels.numpy()), linewidth=0)
     if standard_prior:
-        prior_contours(axes, linewidth=0.7)
-    axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="z[0]", ylabel="z[1]")
+        prior_contours(axes)
     canvas, pictures = FigureCanvasAgg(figure), []
     for means, step in zip(z.float(), steps, strict=True):
         dots.set_offsets(means.numpy())
-        axes.set_title(f"{title}, step {step:,}", fontsize=10)
+        figure.texts[0].set_text(f"{title}, step {step:,}")
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-        pictures.append(picture.quantize(48, dither=Image.Dither.NONE))
+        pictures.append(picture.quantize(palette=inks(), dither=Image.Dither.NONE))
     return pictures
 
 
-def save(folder: Path, images: Images, path: Path, n_frames: int = 60) -> Path:
+def inks() -> Image.Image:
+    """The colours of every frame: the classes' own and on their way to white, and greys."""
+    classes = colours(np.arange(len(CLASSES)))
+    greys = np.linspace(0, 1, 9)[:, None].repeat(3, 1)
+    shades = [classes + (1 - classes) * share for share in (0, 1 / 3, 2 / 3)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((np.concatenate([*shades, greys]) * 255).round().astype(np.uint8).tobytes())
+    return palette
+
+
+def save(folder: Path, images: Images, path: Path, n_frames: int = 80) -> Path:
     """Write the film kept in a checkpoint's folder as a GIF; `images` are those it shows."""
     kept = files.read_tensors(folder / files.FILM)[0]
     standard = files.read_mapping(folder / files.CONFIG).get("prior", "standard") == "standard"
-    # most happens at the start: more of the frames there
-    places = torch.linspace(0, 1, n_frames) ** 2
-    chosen = (places * (len(kept["steps"]) - 1)).round().long().unique()
-    labels, steps = images.labels[: kept["z"].shape[1]], kept["steps"][chosen].tolist()
+    z, steps = between(kept["z"], kept["steps"], n_frames)
     title = f"{folder.name}: {images.title}"
-    first, *rest = frames(kept["z"][chosen], labels, steps, title, standard)
-    times = [90] * len(rest) + [2500]  # milliseconds
+    first, *rest = frames(z, images.labels[: z.shape[1]], steps, title, standard)
+    times = [80] * len(rest) + [2500]  # milliseconds
     with files.atomic(path) as temporary:
         first.save(temporary, "gif", save_all=True, append_images=rest, duration=times, loop=0)
     return path

@@ -10,14 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, Normal
-from torchvision.transforms.functional import to_pil_image
 
 from vaelib import figures, files, latents
-from vaelib.data import Images, seen_by
+from vaelib.data import Images, as_picture, seen_by
 from vaelib.derived import drawn_from
 from vaelib.evaluation import elbo_terms
 from vaelib.figures import Figure
 from vaelib.objectives import Terms
+
+SPACED = {"inverse_cdf": "equal probability a step", "linear": "evenly spaced"}
 
 
 @torch.inference_mode()
@@ -59,6 +60,12 @@ def encode_some(model, images: Images, n: int, seed: int) -> tuple[Tensor, Tenso
     return encode(model, images[chosen], generator)
 
 
+def terms_of(model, images: Images, seed: int = 0) -> tuple[Terms, Normal]:
+    """`elbo_terms` of images to draw; ValueError in one line where weights are no numbers."""
+    figures.finite("latents", encode(model, images.subset(1), torch.Generator())[1])
+    return elbo_terms(model, images, seed)
+
+
 def order_dims(
     model, images: Images | None, kl_per_dim: list[float] | None = None
 ) -> tuple[list[int], list[float] | None]:
@@ -71,10 +78,7 @@ def order_dims(
         return latents.order_by_kl(torch.tensor([kl_per_dim])).tolist(), kl_per_dim
     if images is None:
         return list(range(model.latent_dim)), None
-    return _order(*elbo_terms(model, images.subset(1000)))
-
-
-def _order(terms: Terms, q_z: Normal) -> tuple[list[int], list[float] | None]:
+    terms, q_z = terms_of(model, images.subset(1000))
     if terms.kl_per_dim is None:
         return latents.order_by_variance(q_z.loc).tolist(), None
     return latents.order_by_kl(terms.kl_per_dim).tolist(), terms.kl_per_dim.mean(0).tolist()
@@ -89,7 +93,7 @@ def sample(
     source = "N(0, I)" if is_standard(model) else f"the {model.prior_name} prior"
     if density is not None:
         source = "density fitted to q(z | x)"
-    title = f"{name}: {n_samples} samples, z ~ {source}"
+    title = f"{name}: {n_samples} sample{'s' * (n_samples > 1)}, z ~ {source}"
     return figures.samples(decode(model, z), title, n_columns)
 
 
@@ -104,7 +108,7 @@ def save_each(
         for picture in decode(model, some):
             number += 1
             with files.atomic(folder / f"{number:05d}.png") as temporary:
-                to_pil_image(picture.clamp(0, 1)).save(temporary, format="png")
+                as_picture(picture).save(temporary, format="png")
     return folder
 
 
@@ -118,7 +122,10 @@ def interpolate(
         x, (z, ends) = None, draws(model, 2 * n_samples, seed, density)
     else:
         if len(images) < 2:
-            raise ValueError(f"{images.title} has {len(images)} images; interpolation needs two")
+            raise ValueError(
+                f"{images.title} has {len(images)} images, and interpolation needs two; start from "
+                "draws, or from other images"
+            )
         x, z = encode_some(model, images, min(2 * n_samples, len(images) // 2 * 2), seed)
     walk = getattr(latents, path)
     # real ends are shown themselves, so the path between them leaves out nothing
@@ -126,8 +133,8 @@ def interpolate(
     pictures = decode(model, paths)  # (n_samples, n_interpolate + 2, C, H, W)
     if x is None:
         title = f"{name}: {path} interpolation, each end a {ends}"
-        return figures.image_grid(pictures.flatten(0, 1), pictures.shape[1], title)
-    title = f"{name}: {path} interpolation between {images.things} of {images.title}"
+        return figures.interpolations(None, pictures, None, title)
+    title = f"{name}: {path} interpolation, {images.things} of {images.title}"
     return figures.interpolations(x[::2], pictures, x[1::2], title)
 
 
@@ -146,17 +153,18 @@ def traverse(
     if images is None:
         bases, start = draws(model, n_bases, seed, density)
     else:
-        bases, start = encode_some(model, images, n_bases, seed)[1], f"image of {images.title}"
+        bases, start = encode_some(model, images, n_bases, seed)[1], images.title
     if traverse_dim is not None:
         paths = torch.stack([latents.traversal(z, traverse_dim, values) for z in bases])
-        title, labels = f"{name}: z[{traverse_dim}] traversed, one {start} a row", None
+        title, labels = f"{name}: z[{traverse_dim}] moved, {start}", None
     else:
         order, kl_per_dim = order_dims(model, images, kl_per_dim)
         dims = order[:n_samples]
         paths = torch.stack([latents.traversal(bases[0], dim, values) for dim in dims])
-        labels = [f"z[{d}]" + (f"  {kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]
-        title = f"{name}: one dimension at a time, from one {start}"
-    return figures.traversals(decode(model, paths), values, labels, title)
+        labels = [f"z[{d}]" + (f"\n{kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]
+        title = f"{name}: one dimension a row, {start}"
+        bases = bases.expand(len(dims), -1)
+    return figures.traversals(decode(model, paths), values, labels, title, decode(model, bases))
 
 
 @torch.inference_mode()
@@ -165,7 +173,7 @@ def reconstruct(
 ) -> Figure:
     """Images, each above the picture decoded from the mean of its q(z | x)."""
     x, z = encode_some(model, images, n_samples, seed)
-    title = f"{name}: {images.title} and reconstructions"
+    title = f"{name}: {images.title}, each above its reconstruction"
     return figures.reconstructions(x, decode(model, z), title, n_columns)
 
 
@@ -173,8 +181,8 @@ def visualize_latent(model, name: str, images: Images) -> Figure:
     """Where a 2-D model puts every image of a split, by label."""
     if images.labels is None:
         raise ValueError(f"{images.name} has no labels to colour a map by; try --mode manifold")
-    title = f"{name}: means of q(z | x), {len(images):,} {images.things} of {images.title}"
-    z, standard = elbo_terms(model, images)[1].loc, is_standard(model)
+    title = f"{name}: {len(images):,} {images.things} of {images.title}, means of q(z | x)"
+    z, standard = terms_of(model, images)[1].loc, is_standard(model)
     return figures.latent_map(z, images.labels, title, 4.5, images.things, standard)
 
 
@@ -188,19 +196,42 @@ def manifold(
             "take spacing linear"
         )
     z = latents.manifold(n, spacing)
-    title = f"{name}: decoded grid, {spacing.replace('_', ' ')} spacing"
+    title = f"{name}: decoded grid, " + SPACED[spacing]
     return figures.manifold(decode(model, z), z[:n, 0], title)
 
 
 def latent_histogram(model, name: str, images: Images, seed: int = 0) -> Figure:
     """Every latent dimension of one draw from q(z | x) per image, against the prior."""
-    terms, q_z = elbo_terms(model, images, seed)
-    order, kl_per_dim = _order(terms, q_z)
-    prior, prior_draws = "N(0, 1)", None
-    if not is_standard(model):
-        prior, prior_draws = f"the {model.prior_name} prior", draws(model, 10_000, seed)[0]
-    title = f"{name}: draws from q(z | x) over {images.title} (blue), {prior} (orange)"
-    return figures.latent_histogram(drawn_from(q_z, seed), kl_per_dim, title, order, prior_draws)
+    z, parts, prior_draws = against_prior(model, images, seed)
+    title = f"{name}: q(z | x) over {images.title}, and {prior_of(model)}"
+    return figures.latent_histogram(z, None, title, prior_draws, parts)
+
+
+def latent_variance(model, name: str, images: Images, seed: int = 0) -> Figure:
+    """The variance of each latent dimension over images, in its two parts, and the prior's."""
+    _, parts, prior_draws = against_prior(model, images, seed)
+    title = f"{name}: variance of z over {images.title}, and of {prior_of(model)}"
+    variance = None if prior_draws is None else prior_draws.var(0)
+    return figures.latent_variance(*parts, title, variance)
+
+
+def prior_of(model) -> str:
+    """What to call the prior of one latent dimension."""
+    return "N(0, 1)" if is_standard(model) else f"the {model.prior_name} prior"
+
+
+def against_prior(
+    model, images: Images, seed: int
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+    """One draw from q(z | x) per image, the two parts of its variance, draws from other priors.
+
+    Shapes: N images -> (N, D), the variance of the means (D,) and the mean of the variances (D,),
+    (10000, D) where the prior is not N(0, I).
+    """
+    q_z = terms_of(model, images, seed)[1]
+    prior_draws = None if is_standard(model) else draws(model, 10_000, seed)[0]
+    parts = q_z.loc.var(0, unbiased=False), q_z.variance.mean(0)
+    return drawn_from(q_z, seed), parts, prior_draws
 
 
 def attribute_steps(
@@ -210,12 +241,13 @@ def attribute_steps(
     (z,) = encode(model, images[index : index + 1], torch.Generator().manual_seed(0))[1]  # (D,)
     paths = torch.stack([z + strengths.unsqueeze(1) * way for way in directions.values()])
     labels = [key.replace("_", " ").lower() for key in directions]
-    title = f"{name}: one of {images.title}, along attributes"
-    return figures.traversals(decode(model, paths), strengths, labels, title)
+    title = f"{name}: {images.things.removesuffix('s')} of {images.title}, along attributes"
+    still = int(strengths.abs().argmin())  # where the image is as it was encoded
+    return figures.traversals(decode(model, paths), strengths, labels, title, mark=still)
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure whole, without a date or version in it: same picture, same bytes."""
     with files.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+        temporary.write_bytes(figure.png())
     return path

@@ -1,9 +1,15 @@
-"""What is about the machine: bf16, the compiler, and the record of what a number was made with."""
+"""What is about the machine: bf16, the compiler, signals, several processes' clock, its record."""
 
 import logging
 import os
 import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -37,6 +43,37 @@ def compiled(function):
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA on a CPU machine
     torch.compiler.reset()  # it keeps eight versions of a function, and a notebook may ask for more
     return torch.compile(function, dynamic=False)
+
+
+@contextmanager
+def noted_signals(active: bool) -> Iterator[SimpleNamespace]:
+    """Where active, Ctrl-C and SIGTERM are noted as `.number`; the second one ends the process.
+
+    Not in a thread, which Python lets catch no signals.
+    """
+    noted = SimpleNamespace(number=None)
+
+    def note(number: int, _) -> None:
+        noted.number = number
+        signal.signal(number, signal.SIG_DFL)
+        with suppress(OSError):  # print may be at work when a signal comes
+            os.write(2, b"\nstopping after this step (once more: at once)\n")
+
+    active = active and threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if active else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def shared_clock(device: torch.device) -> float:
+    """Seconds by the first process's clock, the same number in all of them."""
+    now = torch.tensor(time.perf_counter(), dtype=torch.float64, device=device)
+    torch.distributed.broadcast(now, 0)
+    return now.item()
 
 
 def environment(device: torch.device) -> dict:

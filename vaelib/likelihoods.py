@@ -44,11 +44,15 @@ class ExactContinuousBernoulli(torch.distributions.ContinuousBernoulli):
     @property
     def mean(self) -> Tensor:
         """E[x] = 1 / (1 - exp(-l)) - 1 / l."""
-        size, near_0, safe = self._sizes()
-        taylor = size / 12 - size.pow(3) / 720 + size.pow(5) / 30_240 - size.pow(7) / 1_209_600
-        # both for l = -size: the mean's distance from the end that it is near to
-        near_end = torch.where(near_0, 0.5 - taylor, 1 / safe - 1 / torch.expm1(safe))
-        return torch.where(self.logits > 0, 1 - near_end, near_end)
+        _, near_0, safe = self._sizes()
+        small = self.logits.clamp(-1, 1)
+        taylor = small / 12 - small.pow(3) / 720 + small.pow(5) / 30_240 - small.pow(7) / 1_209_600
+        # the distance from the end that it is near to, 1 / l - 1 / (exp(l) - 1), the latter so
+        # written that its gradient does not overflow
+        near_end = 1 / safe + torch.exp(-safe) / torch.expm1(-safe)
+        return torch.where(
+            near_0, 0.5 + taylor, torch.where(self.logits > 0, 1 - near_end, near_end)
+        )
 
     @property
     def variance(self) -> Tensor:
@@ -58,6 +62,19 @@ class ExactContinuousBernoulli(torch.distributions.ContinuousBernoulli):
         # 4 sinh^2(l/2) = exp(l) (1 - exp(-l))^2
         exact = safe.pow(-2) - torch.exp(-safe) / torch.expm1(-safe).square()
         return torch.where(near_0, taylor, exact)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(x <= value), (exp(l value) - 1) / (exp(l) - 1)."""
+        size = self.logits.abs().clamp(min=1e-6)
+        # with exp(l) taken out where l > 0
+        value = value.clamp(0, 1)
+        shift = torch.where(self.logits > 0, torch.exp(-size * (1 - value)), 1.0)
+        return shift * torch.expm1(-size * value) / torch.expm1(-size)
+
+    def entropy(self) -> Tensor:
+        """-E[log p(x)] = log A(l) - l E[x], in nats; as for -|l|, where E[x] keeps its digits."""
+        mirrored = ExactContinuousBernoulli(logits=-self.logits.abs(), validate_args=False)
+        return -mirrored.log_prob(mirrored.mean)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile at `value`, in [0, 1]; draws are quantiles of uniform numbers."""

@@ -12,7 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
-from vaelib import choices, files
+from vaelib import choices, files, hub
 from vaelib.blocks import ConvBlock, Downsample, ResidualBlock, Upsample, group_norm
 from vaelib.likelihoods import LIKELIHOODS
 from vaelib.priors import PRIORS
@@ -131,6 +131,7 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         self._hub_mixin_config = config = files.plain(config)  # what is saved as config.json
         image_shape, widths = tuple(config["image_shape"]), config["widths"]
         latent_dim, sigma = config["latent_dim"], config["sigma"]
+        n_res_blocks, hidden, n_hidden = (config[k] for k in ("n_res_blocks", "hidden", "n_hidden"))
         if len(image_shape) != 3 or min(*image_shape, latent_dim) < 1:
             raise ValueError(
                 f"image_shape {image_shape} and latent_dim {latent_dim}: "
@@ -140,13 +141,13 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         self.likelihood_name, self.prior_name = likelihood, prior
 
         make = choices.choose("likelihood", likelihood, LIKELIHOODS)
-        arguments = dict(likelihood_args or {})
+        arguments = dict(config["likelihood_args"] or {})
         choices.checked(f"likelihood {likelihood}", make, arguments)
         if "sigma" in choices.own_parameters(make):
             arguments.setdefault("sigma", sigma)
         self.likelihood = make(**arguments)
         make = choices.choose("prior", prior, PRIORS)
-        arguments = choices.checked(f"prior {prior}", make, prior_args or {})
+        arguments = choices.checked(f"prior {prior}", make, config["prior_args"] or {})
         self.prior = make(latent_dim, **arguments)
 
         n_params = self.likelihood.n_params
@@ -180,9 +181,15 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         Stricter than the mixin: an unknown key of the config, a missing, extra or misshapen
         weight is a CheckpointError, and no pickle is ever read.
         """
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        hub["local_files_only"] = local_files_only
-        return files.read_model(cls, pretrained_model_name_or_path, hub)
+        options = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        options["local_files_only"] = local_files_only
+        return hub.read_model(cls, pretrained_model_name_or_path, options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What the mixin's `save_pretrained` writes: the checkpoint, and a card where none is."""
+        hub.write_model(self, save_directory)
+        if not (card := save_directory / "README.md").exists():
+            files.write_text(card, model_card(self, files.read_metrics(save_directory)))
 
     def encode(self, x: Tensor) -> Normal:
         """q(z | x). Shapes: x (B, C, H, W) in [0, 1] -> Normal with batch shape (B, D)."""
@@ -218,3 +225,27 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         # z = mu + sigma * eps
         z = q_z.loc + q_z.scale * eps
         return q_z, z, self.decode(z)
+
+
+def model_card(model: VAE, metrics: dict) -> str:
+    """The README.md of a saved model: what it is, how to load it, its numbers where known."""
+    config, n_parameters = model._hub_mixin_config, sum(p.numel() for p in model.parameters())
+    size = " x ".join(map(str, model.image_shape))
+    lines = [
+        "---", "library_name: vaelib", "tags: [vae, pytorch_model_hub_mixin]", "---", "",
+        "# A variational autoencoder", "",
+        f"- images: {size} (channels, height, width)",
+        f"- latent dimensions: {model.latent_dim}",
+        f"- likelihood p(x given z): {model.likelihood_name}; prior p(z): {model.prior_name}",
+        f"- {n_parameters:,} parameters; backbone {config['backbone']}", "",
+        "## Load it", "", "```python", "import vaelib", "",
+        'model = vaelib.VAE.from_pretrained("FOLDER")  # this folder, or its hub id (owner/name)',
+        "pictures = model.decode(model.prior.sample(16)).mean  # (16, channels, height, width)",
+        "```", "", "In the shell: `vaelib info FOLDER`, `vaelib sample FOLDER`; "
+        "`vaelib sample FOLDER --mode reconstruct --data images:PHOTOS` for pictures of yours.", "",
+    ]  # fmt: skip
+    for block in metrics.values():
+        values = (f"{name} {block[name][0]:.2f}" for name in ("neg_elbo", "reconstruction", "kl"))
+        where = f"{block['n_images']:,} images of {block['data']} {block['split']}"
+        lines += [f"Nats per image on {where}: {', '.join(values)}.", ""]
+    return "\n".join(lines)

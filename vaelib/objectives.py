@@ -74,6 +74,20 @@ def kl_terms(prior, q_z: Normal, z: Tensor) -> tuple[Tensor, Tensor | None]:
     return log_ratio.reshape(-1, len(q_z.loc)).mean(0), None
 
 
+def draws(eps: Tensor) -> Tensor:
+    """One draw (B, D) as the first of K = 1: (1, B, D)."""
+    return eps.unsqueeze(0) if eps.dim() == 2 else eps
+
+
+def scores_batch(objective: Callable) -> Callable:
+    """Marks an objective whose value depends on which images share a batch (MMD, say).
+
+    Such a batch can't be cut into parts, and validation goes by the batch size.
+    """
+    objective.scores_batch = True
+    return objective
+
+
 def elbo(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
     """Evidence lower bound, the mean over K draws; beta weighs the KL.
 
@@ -105,20 +119,6 @@ def iwae(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
     bound = log_w.logsumexp(0) - math.log(len(eps))  # (B,)
     kl, kl_per_dim = kl_terms(prior_of(model), q_z, z)
     return Terms(bound, log_px_z.mean(0), kl, q_z.loc, q_z.scale, kl_per_dim)
-
-
-def draws(eps: Tensor) -> Tensor:
-    """One draw (B, D) as the first of K = 1: (1, B, D)."""
-    return eps.unsqueeze(0) if eps.dim() == 2 else eps
-
-
-def scores_batch(objective: Callable) -> Callable:
-    """Marks an objective whose value depends on which images share a batch (MMD, say).
-
-    Such a batch can't be cut into parts, and validation goes by the batch size.
-    """
-    objective.scores_batch = True
-    return objective
 
 
 OBJECTIVES = {"elbo": elbo, "iwae": iwae}

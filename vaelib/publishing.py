@@ -1,12 +1,23 @@
 """What makes the repository's own texts true: pictures, pages, tables of results, manifest."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from vaelib import checkpoints, data, derived, export, figures, files, film, gallery, widgets
+from vaelib import (
+    checkpoints,
+    data,
+    derived,
+    export,
+    figures,
+    files,
+    film,
+    gallery,
+    recipes,
+    widgets,
+)  # fmt: skip
 from vaelib.checkpoints import PUBLISHED
 from vaelib.data import Images
 from vaelib.figures import Figure
@@ -14,6 +25,9 @@ from vaelib.figures import Figure
 ASSETS = PUBLISHED.parent / "readme-assets"
 PUBLISHED_PAGES = PUBLISHED.parent / "docs"  # as a static host serves them
 FILES = (files.CONFIG, files.WEIGHTS, files.RECIPE, files.HISTORY, files.METRICS)  # of each
+WITH_NETWORKS = "mnist-50d"  # the checkpoint whose architecture is drawn, to stand for all
+# of runs made longer before recipes had the key `plans`: [until, steps] of each earlier plan
+UNTOLD_PLANS = {"mnist-50d": [[47_000, 47_000]]}
 MORE = (files.LATENTS, files.ATTRIBUTES, files.FILM)  # of some
 
 
@@ -23,16 +37,21 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
     start = images
     if images.labels is not None and (images.labels == 8).any():
         start = images[images.labels == 8]  # in a digit's loops a change is seen best
-    rows = files.read_json(folder / files.HISTORY)
+    rows, recipe = files.read_json(folder / files.HISTORY), recipes.read(folder)
+    plans = recipe.get("plans") or UNTOLD_PLANS.get(name, [])
+    small = model.image_shape[2] <= 32
+    n_between, n_shown = (6, 32) if small else (4, 24)
     pictures = {
         "samples": gallery.sample(model, name),
-        "reconstructions": gallery.reconstruct(model, name, images),
-        "interpolations": gallery.interpolate(model, name, images),
-        "traversals": gallery.traverse(model, name, start, checkpoints.known_kl(folder)),
+        "reconstructions": gallery.reconstruct(model, name, images, n_shown, n_columns=8),
+        "interpolations": gallery.interpolate(model, name, images, n_between, 8 if small else 6),
+        "traversals": gallery.traverse(model, name, start, checkpoints.known_kl(folder), 7),
+        "latent-variance": gallery.latent_variance(model, name, images),
         "latent-histogram": gallery.latent_histogram(model, name, images),
-        "loss-curve": figures.loss_curve(rows, f"{name}: training"),
-        "architecture": figures.architecture(model, f"{name}: stages and their output shapes"),
+        "loss-curve": figures.loss_curve(rows, f"{name}: training", plans),
     }
+    if name == WITH_NETWORKS:
+        pictures["architecture"] = figures.architecture(model, f"{name}: its networks, and z")
     if images.attributes:
         density, table = derived.aggregate(model, folder), derived.attributes(model, folder)
         pictures["samples-aggregate"] = gallery.sample(model, name, density=density)
@@ -70,57 +89,86 @@ def with_error(pair: list[float]) -> str:
     return f"{pair[0]:.2f} ± {pair[1]:.2f}"
 
 
-def results_table(things: str, every_block: bool) -> str:
-    """The published checkpoints of "digits", "faces", ... and their numbers, as Markdown.
+def results_table(kind: str) -> str:
+    """Numbers of the published checkpoints, from their metrics.json, as Markdown.
 
-    From their metrics.json: every block, or the most thorough one.
+    kind: "results", the most thorough block of each; "models", what each is; or what the data
+    sets' pictures are called ("digits", "faces"): every block of their models.
     """
-    chosen = []
-    for name in checkpoints.published():
-        blocks = [*files.read_metrics(checkpoints.find(name)).items()]  # test_full first
-        for block_name, block in blocks if every_block else blocks[:1]:
-            if data.source(block["data"]).things == things:
-                chosen.append((name, block_name, block))
-    densities = any("psnr" in block for _, _, block in chosen)  # of grey or coloured pixels
-    head = "checkpoint | D | MB | block | images | -ELBO | reconstruction | KL | active"
-    head += " | bound (samples)" + (" | bits per dim | sigma | PSNR, dB" if densities else "")
-    rows = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
-    for row in chosen:
-        rows.append("| " + " | ".join(map(str, _cells(*row, densities))) + " |")
-    return "\n".join(rows)
+    names = checkpoints.published()
+    if kind == "models":
+        return _table("checkpoint | latent_dim | MB | data | likelihood", map(_model, names))
+    blocks = [(name, *block) for name in names for block in _blocks(name)]
+    if kind == "results":
+        best = {name: (name, block) for name, _, block in reversed(blocks)}  # the first of each
+        order = [source.name for source in data.SOURCES]
+        names.sort(key=lambda name: order.index(best[name][1]["data"]))  # digits before faces
+        rows = (_result(*best[name]) for name in names)
+        return _table("checkpoint | test images | −ELBO | KL | bound on −log p(x)", rows)
+    blocks = [row for row in blocks if data.source(row[2]["data"]).things == kind]
+    head = "checkpoint, block | −ELBO | reconstruction + KL | active | bound (samples)"
+    if any("psnr" in block for _, _, block in blocks):  # densities, of grey or coloured pixels
+        head += " | bits per dim | sigma | PSNR, dB"
+    columns = head.count("|") + 1
+    return _table(head, ((_block(*row) + [""] * columns)[:columns] for row in blocks))
 
 
-def _cells(name: str, block_name: str, block: dict, densities: bool) -> list:
-    """One line of a table of results."""
+def _table(head: str, rows: Iterable[list]) -> str:
+    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def _blocks(name: str) -> list[tuple[str, dict]]:
+    return [*files.read_metrics(checkpoints.find(name)).items()]  # test_full first
+
+
+def _model(name: str) -> list:
+    """One line of "models"."""
     folder = checkpoints.find(name)
+    config = files.read_mapping(folder / files.CONFIG)
     size = (folder / files.WEIGHTS).stat().st_size / 1e6
-    bound, n = block["bound"], block["n_images"]
-    of = ""
+    where = _blocks(name)[0][1]["data"]
+    return [f"`{name}`", config["latent_dim"], f"{size:.1f}", where, config["likelihood"]]
+
+
+def _result(name: str, block: dict) -> list:
+    """One line of "results"."""
+    things, n = data.source(block["data"]).things, block["n_images"]
+    bound = block["bound"]
+    cell = with_error(bound["neg_log_px"])
     if bound["n_images"] != n:
+        cell += f" (first {bound['n_images']:,})"
+    cells = [with_error(block["neg_elbo"]), f"{block['kl'][0]:.2f}", cell]
+    return [f"`{name}`", f"{n:,} {things}", *cells]
+
+
+def _block(name: str, block_name: str, block: dict) -> list:
+    """One line of "digits" or "faces"."""
+    bound, of = block["bound"], ""
+    if bound["n_images"] != block["n_images"]:
         there = bound["neg_elbo_same_images"][0]
-        of = f"; first {bound['n_images']:,} images, whose -ELBO is {there:.2f}"
+        of = f"; first {bound['n_images']:,} images, whose −ELBO is {there:.2f}"
     cells = [
-        f"`{name}`", files.read_mapping(folder / files.CONFIG)["latent_dim"], f"{size:.1f}",
-        block_name, f"{n:,} {block['data']} {block['split']}",
-        *(with_error(block[key]) for key in ("neg_elbo", "reconstruction", "kl")),
+        f"`{name}` {block_name}",
+        with_error(block["neg_elbo"]),
+        f"{with_error(block['reconstruction'])} + {with_error(block['kl'])}",
         block["active_units"],
         f"{with_error(bound['neg_log_px'])} ({bound['n_importance']:,}{of})",
-    ]  # fmt: skip
-    if densities and "psnr" in block:
-        sigma = f"{block['sigma']:.4f}" if "sigma" in block else ""
-        cells += [f"{block['bits_per_dim']:.3f}", sigma, with_error(block["psnr"])]
-    return cells + [""] * (3 if densities and "psnr" not in block else 0)
+    ]
+    if "psnr" not in block:
+        return cells
+    sigma = f"{block['sigma']:.4f}" if "sigma" in block else ""
+    return [*cells, f"{block['bits_per_dim']:.3f}", sigma, with_error(block["psnr"])]
 
 
 def write_tables() -> None:
     """Put each table of results between its markers, in README.md and checkpoints/README.md."""
     for path in (PUBLISHED.parent / "README.md", PUBLISHED / "README.md"):
         text = path.read_text(encoding="utf-8")
-        for begin, things in re.findall(r"(<!-- (\S+): written by `vaelib figures` -->)", text):
+        for begin, kind in re.findall(r"(<!-- (\S+): written by `vaelib figures` -->)", text):
             before, after = text.split(begin)
-            after = after.split(end := f"<!-- end of {things} -->")[1]
-            table = results_table(things, path.parent == PUBLISHED)
-            text = f"{before}{begin}\n{table}\n{end}{after}"
+            after = after.split(end := f"<!-- end of {kind} -->")[1]
+            text = f"{before}{begin}\n{results_table(kind)}\n{end}{after}"
         files.write_text(path, text)
 
 

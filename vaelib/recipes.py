@@ -6,8 +6,9 @@ No torch here: the command line reads this to explain itself.
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -145,6 +146,8 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
+        for name, value in vars(self).items():  # so that it can be written and read again
+            setattr(self, name, files.plain(value))
         above_0 = (
             "steps", "batch_size", "accumulate", "lr", "lr_factor", "eval_every", "clip",
             "n_importance",
@@ -163,6 +166,11 @@ class TrainConfig:
             raise ValueError(
                 f"clock_steps is for a run of given steps: {HUNDREDTHS} of them in rising order"
             )
+        for (before, fewer), (until, steps) in pairwise([[0, 0], *self.plans]):
+            if not (before < until <= steps and fewer < steps):
+                raise ValueError(
+                    f"plans {self.plans}: give pairs [until, steps], both rising, until <= steps"
+                )
         if bool(self.lr_epochs) != (self.schedule == "steps") or (
             sorted(self.lr_epochs) != list(self.lr_epochs)
         ):
@@ -208,8 +216,14 @@ class Step(NamedTuple):
     evaluates: bool
 
 
-def steps(config: TrainConfig, start: int, clock: list[int], elapsed: float) -> Iterator[Step]:
-    """The steps of a run from `start` on; by the clock when the recipe gives minutes.
+def steps(
+    config: TrainConfig,
+    start: int,
+    clock: list[int],
+    elapsed: float,
+    seconds: Callable[[], float] = lambda: time.perf_counter(),
+) -> Iterator[Step]:
+    """The steps of a run from `start` on; by the clock `seconds` when the recipe gives minutes.
 
     A clocked run of which `elapsed` seconds have passed divides what is left, once its first
     step has compiled, into hundredths; the step at which each began is appended to `clock`. A
@@ -225,12 +239,12 @@ def steps(config: TrainConfig, start: int, clock: list[int], elapsed: float) -> 
                 evaluates = number in config.clock_steps[10::10]
             yield Step(number, progress, evaluates or number + 1 == config.steps)
         return
-    end = time.perf_counter() + 60 * config.minutes - elapsed
+    end = seconds() + 60 * config.minutes - elapsed
     number, before, hundredth, first = start, len(clock), len(clock) + 1, None
     while hundredth <= HUNDREDTHS:
         clock += [number] * (hundredth - len(clock))
         yield Step(number, hundredth / HUNDREDTHS, number in clock[10::10])
-        now = time.perf_counter()
+        now = seconds()
         first = first or now
         passed = (now - first) / (end - first) if now < end else 1.0
         hundredth = before + 1 + int((HUNDREDTHS - before) * passed)

@@ -1,8 +1,9 @@
 """Numbers as text: a run's, and a block of metrics.json, also compared with another one."""
 
 from pathlib import Path
+from shlex import quote
 
-TOLERANCE = 0.02  # nats: what another processor's rounding may change in a mean
+TOLERANCE = 0.02  # nats (or dB): what another processor's rounding may change in a mean
 
 
 def report(block: dict) -> list[str]:
@@ -23,27 +24,28 @@ def report(block: dict) -> list[str]:
         lines.append(f"{'PSNR, dB':>22} {block['psnr'][0]:9.3f} +- {block['psnr'][1]:.3f}")
     if "sigma" in block:
         lines.append(f"{'sigma':>22} {block['sigma']:9.5f}")
-    return [head, *lines, f"{'active units':>22} {block['active_units']:5d}"]
+    units = block["active_units"]
+    units = "unknown of one image" if units is None else f"{units:5d}"
+    return [head, *lines, f"{'active units':>22} {units}"]
 
 
 def compare(old: dict, new: dict) -> list[str]:
     """What differs between two computations of one block by more than rounding."""
-    found = [
-        f"{key} was {old[key]}, is {new[key]}"
-        for key in ("sha256", "n_images", "binarisation", "active_units")
-        if old[key] != new[key]
-    ]
+    old_bound, bound = old.get("bound", {}), new["bound"]
+    exact = ("sha256", "n_images", "binarisation", "active_units")
+    means = ("neg_elbo", "reconstruction", "kl", "psnr")
+    found = [(key, old.get(key), new[key]) for key in exact]
     found += [
-        f"the bound's {key} was {old['bound'][key]}, is {new['bound'][key]}"
-        for key in ("n_images", "n_importance")
-        if old["bound"][key] != new["bound"][key]
+        (f"the bound's {k}", old_bound.get(k), bound[k]) for k in ("n_images", "n_importance")
     ]
-    pairs = [(key, old[key][0], new[key][0]) for key in ("neg_elbo", "reconstruction", "kl")]
-    pairs.append(("bound", old["bound"]["neg_log_px"][0], new["bound"]["neg_log_px"][0]))
-    for key, before, now in pairs:
-        if not abs(before - now) <= TOLERANCE:
-            found.append(f"{key} was {before}, is {now}")
-    return found
+    found = [(key, before, now) for key, before, now in found if before != now]
+    pairs = [(key, old.get(key), new.get(key)) for key in means]
+    for key, before, now in [*pairs, ("bound", old_bound.get("neg_log_px"), bound["neg_log_px"])]:
+        before, now = before and before[0], now and now[0]  # of [mean, error]; None where missing
+        near = None not in (before, now) and abs(before - now) <= TOLERANCE
+        if not (near or before is now is None):
+            found.append((key, before, now))
+    return [f"{key} was {before}, is {now}" for key, before, now in found]
 
 
 def log_line(row: dict) -> str:
@@ -56,8 +58,9 @@ def summary(rows: list[dict], data: str, n_eval: int, folder: Path) -> str:
     """What a finished run came to, and what to type next."""
     best = max(rows, key=lambda row: row["val_objective"])
     name, value = ("-ELBO", "val_elbo") if "val_elbo" in best else ("-objective", "val_objective")
+    typed = quote(str(folder))
     return (
         f"{folder}: {name} {-best[value]:.2f} nats on {n_eval:,} images of {data} val, "
         f"at step {best['step']:,}.\n"
-        f"Next: vaelib sample {folder} --mode sample; vaelib evaluate {folder}"
+        f"Next: vaelib sample {typed}; vaelib evaluate {typed}"
     )

@@ -6,26 +6,25 @@ a file of its own.
 
 import math
 import os
-import signal
-import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from torchvision.utils import save_image
+from torch import Tensor, nn
 
 from vaelib import checkpoints, files, objectives, recipes, reports
-from vaelib.data import Images
-from vaelib.diagnosis import Stopped, TrainingError, check, diverged, warn_of_collapse
+from vaelib.data import Images, as_picture
+from vaelib.diagnosis import Stopped, TrainingError, check, collapse, diverged, how_to_go_on
 from vaelib.evaluation import active_units, elbo_terms
-from vaelib.hardware import compiled, cpu_only, use_bf16
+from vaelib.hardware import compiled, cpu_only, noted_signals, shared_clock, use_bf16
 from vaelib.objectives import Terms
-from vaelib.progress import progress
+from vaelib.progress import COMPILING, first_is_done, progress
 from vaelib.recipes import Step, TrainConfig, kl_weight
 from vaelib.stream import Batch, Stream, step_seed
 
@@ -99,6 +98,7 @@ class Run:
         self.history, self.start, self.best = History(plans=config.plans), 0, -math.inf
         self.running: dict[str, Tensor] = {}  # sums of means since the last evaluation
         self.evaluated, self.elapsed = 0, 0.0  # step and seconds at the last evaluation
+        self.made = getattr(model, "_hub_mixin_config", None)  # the model's arguments
         self.extra: dict[str, Tensor] = {}  # what another way to train keeps in the state
         if self.run_dir or resume:
             self.images = {split: data[split].sha256 for split in ("train", "val")}
@@ -107,9 +107,10 @@ class Run:
         self.wrapped = self.accelerator.prepare_model(model)  # DistributedDataParallel, of several
         compiles = config.compile and self.world == 1
         self.compute = compiled(self.objective) if compiles else self.objective
+        self.said: set[str] = set()  # warnings, each said once
         bf16 = use_bf16(config.precision, self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, bf16)
-        self.began, self.signal = time.perf_counter(), None
+        self.began = time.perf_counter()
 
     def resume(self, folder: Path) -> None:
         """Go on from the state in a folder; TrainingError where it is of another run."""
@@ -121,11 +122,12 @@ class Run:
                 f"{folder} was started with another {', '.join(changed)}; only steps may "
                 "change, and not of a clocked run"
             )
+        if run.get("model", self.made) != self.made:  # older states do not say
+            raise TrainingError(f"{folder} was started with another model; start a new run")
         for split, sha256 in self.images.items():
             if run["images"][split] != sha256:
-                raise TrainingError(
-                    f"{folder} was started on other {split} images; start a new run"
-                )
+                other = f"{folder} was started on other {split} images"
+                raise TrainingError(f"{other}; start a new run")
         if self.config.steps < before["steps"]:
             raise TrainingError(
                 f"{folder} was planned for {before['steps']:,} steps; give at least that"
@@ -140,35 +142,25 @@ class Run:
 
     def steps(self) -> Iterator[Step]:
         """The steps still to do, behind a progress bar."""
-        config = self.config
+        config, clock, shared = self.config, self.history.clock_steps, self.world > 1
+        seconds = partial(shared_clock, self.device) if shared else time.perf_counter
+        compiles = self.compute is not self.objective
         self.bar = progress(
-            recipes.steps(config, self.start, self.history.clock_steps, self.elapsed),
+            recipes.steps(config, self.start, clock, self.elapsed, seconds),
             f"{config.minutes:g} minutes" if config.minutes else None,
             None if config.minutes else config.steps,
             initial=self.start, unit="step", disable=self.rank > 0, mininterval=0.5,
+            postfix=COMPILING if compiles else None,
         )  # fmt: skip
-        ends = (signal.SIGINT, signal.SIGTERM) if self.can_be_stopped() else ()
-        before = {number: signal.signal(number, self._stop) for number in ends}
-        try:
+        with noted_signals(bool(self.run_dir) and self.world == 1) as noted:
             for step in self.bar:
                 yield step
-                if self.signal and step.progress != 1:
+                if step.number == self.start:
+                    first_is_done(self.bar)
+                if noted.number and step.progress != 1:
                     self.save_state(step.number + 1)
-                    go_on = f"go on with: vaelib train -e {self.run_dir} --resume"
-                    raise Stopped(f"stopped at step {step.number + 1:,}; {go_on}", self.signal)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def can_be_stopped(self) -> bool:
-        """Whether a signal can end this run at the next step: alone, and with a folder."""
-        alone = self.run_dir and self.world == 1
-        return bool(alone) and threading.current_thread() is threading.main_thread()
-
-    def _stop(self, number: int, _) -> None:
-        """Note the signal, for the end of this step; the second one ends the process."""
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+                    go_on = how_to_go_on(self.run_dir)
+                    raise Stopped(f"stopped at step {step.number + 1:,}; {go_on}", noted.number)
 
     def epoch(self, step: Step) -> float:
         """How many times each training image has been seen before this step."""
@@ -212,16 +204,18 @@ class Run:
         means = {k: self.accelerator.reduce(v, "mean").item() for k, v in self.running.items()}
         row = {f"train_{name}": mean / n_steps for name, mean in means.items()}
         if not (all(map(math.isfinite, row.values())) and torch.isfinite(norm)):
-            raise TrainingError(diverged(self.model, terms, step.number, self.config))
-        seconds = time.perf_counter() - self.began
-        speed = n_steps * self.config.batch_size / seconds
+            raise TrainingError(diverged(self.model, terms, step.number, self.config, row))
+        speed = n_steps * self.config.batch_size / (time.perf_counter() - self.began)
         row |= {"step": step.number + 1, "beta": kl_weight(step.number, self.config)}
         with self.autocast:
             row |= self.validate(step)
+        if not all(map(math.isfinite, row.values())):
+            raise TrainingError(diverged(self.model, terms, step.number, self.config, row))
         self.elapsed += time.perf_counter() - self.began
         row |= {"images_per_s": round(speed, 1), "seconds": round(self.elapsed, 2)}
         self.history.rows.append(row)
-        warn_of_collapse(row, self.model, self.config, last=step.progress == 1)
+        if found := collapse(row, self.model, self.config, last=step.progress == 1):
+            self.warn(*found)
         shown = -row.get("val_elbo", row["val_objective"])
         self.bar.set_postfix_str(f"val {shown:.2f} nats, {speed:,.0f} images/s")
         self.running, self.evaluated = {}, step.number + 1
@@ -231,13 +225,20 @@ class Run:
             self.on_eval(self.history)
         self.began = time.perf_counter()
 
+    def warn(self, kind: str, message: str) -> None:
+        """Warn beside the progress bar, once of each kind."""
+        if self.rank == 0 and kind not in self.said:
+            self.said.add(kind)
+            with self.bar.external_write_mode():
+                warnings.warn(message, stacklevel=4)
+
     def save_state(self, step: int) -> None:
         """Keep all that the run needs to go on after this step."""
         elapsed = self.elapsed
         if step > self.evaluated:  # between two evaluations
             elapsed += time.perf_counter() - self.began
         run = {"step": step, "best": self.best, "images": self.images, "elapsed": elapsed}
-        run |= {"config": asdict(self.config), "history": asdict(self.history)}
+        run |= {"config": asdict(self.config), "history": asdict(self.history), "model": self.made}
         run["evaluated"] = self.evaluated
         extra = self.extra | {f"running.{name}": value for name, value in self.running.items()}
         path = self.run_dir / files.STATE
@@ -263,7 +264,7 @@ class Run:
         means = {"objective": terms.objective, "elbo": terms.elbo, "log_px_z": terms.log_px_z}
         means |= {"kl": terms.kl} | terms.extras
         row = {f"val_{k}": v.mean().item() for k, v in means.items() if v is not None}
-        return row | {"active_units": active_units(q_z)}
+        return row | ({} if len(val) < 2 else {"active_units": active_units(q_z)})
 
     def save(self, row: dict) -> None:
         """Keep the weights if they are the best on val, the history, samples and the state."""
@@ -283,8 +284,11 @@ class Run:
 def draw_samples(model, path: Path, device) -> None:
     """Write an 8x8 grid of decoded prior draws, the same z at every step, as a PNG."""
     z = model.prior.sample(64, torch.Generator().manual_seed(0))
+    pictures = nn.functional.pad(model.decode(z.to(device)).mean.cpu(), (2, 0, 2, 0))
+    rows = pictures.unflatten(0, (8, 8)).permute(2, 0, 3, 1, 4)  # (C, 8, H + 2, 8, W + 2)
+    grid = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 2, 0, 2))
     with files.atomic(path) as temporary:
-        save_image(model.decode(z.to(device)).mean, temporary, format="png")
+        as_picture(grid).save(temporary, format="png")
 
 
 def write_tensorboard(folder: Path, row: dict) -> None:

@@ -10,10 +10,9 @@ import traitlets
 from IPython.display import display
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from vaelib import checkpoints, data, derived, figures, files, gallery, latents
-from vaelib.data import DataError, Images
+from vaelib.data import DataError, Images, as_picture
 from vaelib.evaluation import elbo_terms
 from vaelib.files import CheckpointError
 
@@ -33,10 +32,14 @@ def picture(model, z: list[float], height: int = 224) -> bytes:
     """
     bytes_ = pixels(model, torch.tensor(z, dtype=torch.float32))
     shape = torch.frombuffer(bytearray(bytes_), dtype=torch.uint8).reshape(model.image_shape)
-    image = to_pil_image(shape)
+    image = as_picture(shape)
     width = round(height * image.width / image.height)
+    return _png(image.resize((width, height), Image.Resampling.NEAREST))
+
+
+def _png(image: Image.Image, optimize: bool = False) -> bytes:
     stream = io.BytesIO()
-    image.resize((width, height), Image.Resampling.NEAREST).save(stream, format="png")
+    image.save(stream, format="png", optimize=optimize)
     return stream.getvalue()
 
 
@@ -96,6 +99,31 @@ class Sliders(ipywidgets.HBox):
         return closed(super()._repr_mimebundle_(**options), png, "sliders, and what they decode to")
 
 
+def still(model, explorer_data: dict) -> bytes:
+    """The explorer at its first picture, as a PNG: the picture, and its map or its sliders."""
+    limit, dims = explorer_data["limit"], explorer_data["dims"][:12]
+    places = [start["z"] for start in explorer_data.get("starts", [])]
+    z = [*places, *explorer_data.get("draws", []), [0.0] * model.latent_dim][0]
+    if "points" in explorer_data:
+        points, labels = (torch.tensor(explorer_data["points"][key]) for key in ("z", "labels"))
+        figure = figures.latent_map(points, labels, limit=limit + 0.5)
+        figure.axes[0].plot(*z, "ow", markersize=12, markeredgecolor="k", markeredgewidth=3)
+    else:
+        figure = figures.Figure((4.4, 3.8), layout="constrained")
+        axes = figure.subplots()
+        axes.hlines(range(len(dims)), -limit, limit, color="0.8", linewidth=3)
+        at = [min(max(z[d["dim"]], -limit), limit) for d in dims]  # as a slider shows it
+        axes.plot(at, range(len(dims)), "o", color=figures.BLUE)
+        nats = ["" if d["nats"] is None else f", {d['nats']:.1f} nats" for d in dims]
+        names = [f"z[{d['dim']}]{more}" for d, more in zip(dims, nats, strict=True)]
+        axes.set(yticks=range(len(dims)), yticklabels=names, ylim=(len(dims) - 0.5, -0.5))
+    left, right = (Image.open(io.BytesIO(b)) for b in (picture(model, z), figure._repr_png_()))
+    page = Image.new("RGB", (left.width + 16 + right.width, right.height), "white")
+    page.paste(left, (0, (right.height - left.height) // 2))
+    page.paste(right, (left.width + 16, 0))
+    return _png(page, optimize=True)
+
+
 def _follow(model, sliders: list[ipywidgets.FloatSlider], to_z) -> ipywidgets.HBox:
     """Sliders, and the picture of `to_z(their values)` redrawn whenever one moves."""
     image, trouble = ipywidgets.Image(format="png"), ipywidgets.Label()
@@ -116,7 +144,7 @@ def _follow(model, sliders: list[ipywidgets.FloatSlider], to_z) -> ipywidgets.HB
 def live_loss_curve(title: str = ""):
     """A callback for `fit(on_eval=...)`: one figure in the notebook, redrawn each time."""
     handle = display(display_id=True)
-    return lambda history: handle.update(figures.loss_curve(history.rows, title))
+    return lambda history: handle.update(figures.loss_curve(history.rows, title, history.plans))
 
 
 @torch.inference_mode()
@@ -138,9 +166,7 @@ def pixels(model, z: Tensor) -> bytes:
 
 def data_url(image: Image.Image) -> str:
     """A picture as text that a page can show."""
-    stream = io.BytesIO()
-    image.save(stream, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(_png(image, optimize=True)).decode()
 
 
 @torch.inference_mode()
@@ -182,7 +208,8 @@ def explorer_data(
         some = images.subset(2000)
         labels = torch.zeros(len(some)) if some.labels is None else some.labels
         z = elbo_terms(model, some)[1].loc
-        found["points"] = {"z": rounded(z), "labels": labels.int().tolist()}
+        colours = {"colours": list(figures.CLASSES)}
+        found["points"] = {"z": rounded(z), "labels": labels.int().tolist()} | colours
     if n == 2:
         side = 21
         grid = gallery.decode(model, latents.manifold(side, "linear", limit))
@@ -191,9 +218,10 @@ def explorer_data(
     if images is not None and n_starts:
         x, means = gallery.encode(model, images.subset(n_starts), torch.Generator().manual_seed(0))
         kind = images.things.removesuffix("s")
+        views = [data_url(as_picture(view)) for view in (255 * x).byte()]
         found["starts"] = [
-            {"label": f"{kind} {i + 1}", "z": z, "picture": data_url(to_pil_image(picture))}
-            for i, (z, picture) in enumerate(zip(rounded(means), x, strict=True))
+            {"label": f"{kind} {i + 1}", "z": z, "picture": view}
+            for i, (z, view) in enumerate(zip(rounded(means), views, strict=True))
         ]
     if directions:
         found["directions"] = [
@@ -259,11 +287,9 @@ else:
             self.on_msg(self._answer)
 
         def _repr_mimebundle_(self, **options):
-            starts = self.explorer_data.get("starts")
-            z = starts[0]["z"] if starts else [0.0] * self._model.latent_dim
             text = f"explorer of {self.explorer_data['name']}, at its first picture"
             bundle = super()._repr_mimebundle_(**options)
-            return closed(bundle, picture(self._model, z), text)
+            return closed(bundle, still(self._model, self.explorer_data), text)
 
         def _answer(self, _, request: dict, __) -> None:
             to = {key: request[key] for key in ("number", "view")}

@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
+import re
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from vaelib.data.images import SPLITS, DataError, Images, Source
 IMAGES, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba", "list_eval_partition"
 HOMES = ("celeba", "CelebA", "celebA", "celeba-dataset", "")  # under the root
 CROP = 148 / 178  # the usual square around the face: 148 of 178 pixels, or 74 of 89
+ENDINGS = (".jpg", ".jpeg", ".png")
+BEFORE = {
+    "image_id",
+    "image",
+    "file",
+    "filename",
+    "name",
+    "id",
+    "index",
+    "unnamed:",
+    "0",
+}  # what tables call the columns before the values
 YES, NO = {"1", "+1", "1.0", "True", "true"}, {"-1", "0", "-1.0", "0.0", "False", "false"}
 OFFICIAL = (  # the attributes in order, for lists without a header
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose "
@@ -35,7 +48,9 @@ def load(split: str, *, image_size: tuple[int, int] = (64, 64), channels: int = 
 
     home, folder = _found()
     files, left_out = folders.image_files(folder)
-    files.sort(key=lambda name: (_order(name), name))
+    if unknown := [name for name in files if _number(name) is None]:
+        left_out["named by no number, as CelebA's are (000001.jpg)"] = unknown
+    files = sorted({*files} - {*unknown}, key=lambda name: (_number(name), name))
     splits, official = _official(home, folder, files), False
     if splits:
         official = {*splits.values()} == {0, 1, 2}
@@ -109,43 +124,60 @@ def _download() -> None:
     download("CelebA", advice, {f"celeba/{name}": target / name for name in names})
 
 
-def _order(name: str) -> float:
-    """The number of an image, by which it is known in the lists, padded with zeros or not."""
-    stem = Path(name).stem
-    return int(stem) if stem.isdecimal() else float("inf")
+def _number(name: str) -> int | None:
+    """The number by which the lists know an image, padded with zeros or not."""
+    stem = PureWindowsPath(name).stem  # it knows slashes of both kinds
+    return int(stem) if stem.isdecimal() else None
 
 
-def _key(name: str) -> int | str:
-    stem = Path(name).stem
-    return int(stem) if stem.isdecimal() else stem
+def _list_of(home: Path, folder: Path, name: str) -> Path | None:
+    """Where one of CelebA's lists is; DataError where one is there in a form that is not read."""
+    readable = [f"{name}{ending}" for ending in (".txt", ".csv", ".tsv")]
+    beside = [home, home / "Anno", home / "Eval", folder.parent]
+    found = [p for place in beside if place.is_dir() for p in sorted(place.iterdir())]
+    found = [path for path in found if path.name.lower().startswith(name) and path.is_file()]
+    found += [folder / spelling for spelling in readable if (folder / spelling).is_file()]
+    for spelling in readable:
+        for path in found:
+            if path.name.lower() == spelling:
+                return path
+    if found:
+        raise DataError(f"{found[0]} is not read; make it {' or '.join(readable)}, or take it away")
+    return None
 
 
-def _list(home: Path, folder: Path, name: str) -> tuple[Path, list[str], dict]:
-    """One of CelebA's lists: its path, header, and fields by image; empty where it is not there.
+def _list(home: Path, folder: Path, name: str) -> tuple[Path | None, list[str], dict]:
+    """One of CelebA's lists: its path, header, and fields by number; empty where it is not there.
 
-    With spaces or commas, with or without a count and a header.
+    With spaces, tabs, commas or semicolons, with or without a count, a header and an index.
     """
-    places = [home, home / "Anno", home / "Eval", folder, folder.parent]
-    paths = [place / f"{name}{ending}" for ending in (".txt", ".csv") for place in places]
-    path = next((path for path in paths if path.is_file()), paths[0])
+    path = _list_of(home, folder, name)
     try:
-        text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8-sig") if path else ""
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read ({error}); fetch it again") from error
     header, rows = [], {}
     for line in text.splitlines():
-        fields = line.replace(",", " ").replace('"', " ").split()
-        if fields and Path(fields[0]).suffix.lower() in (".jpg", ".png", ".jpeg"):
-            rows[_key(fields[0])] = fields[1:]
-        elif fields and not rows and not line.strip().isdecimal():
-            header = fields[1:] if "," in line else fields  # tables name the images' column too
+        fields = re.sub(r"[,;\"]", " ", line).split()
+        images = [k for k, field in enumerate(fields[:3]) if field.lower().endswith(ENDINGS)]
+        if images:
+            number, values = _number(fields[images[0]]), fields[images[0] + 1 :]
+            if rows.setdefault(number, values) != values:
+                raise DataError(f"{path} has {fields[images[0]]} twice, and differently; mend it")
+        elif not rows and not line.strip().isdecimal():
+            header = fields or header
+    if text.strip() and not rows:
+        raise DataError(f"{path} names no image (as 000001.jpg); fetch it again, or take it away")
+    while header and header[0].lower() in BEFORE:
+        header = header[1:]
     return path, header, rows
 
 
 def _official(home: Path, folder: Path, files: list[str]) -> dict[str, int]:
     """The official split of each image: 0, 1 or 2; empty without the list."""
-    path, _, rows = _list(home, folder, PARTITION)
-    found = {name: rows.get(_key(name), [""])[:1] for name in files} if rows else {}
+    path, header, rows = _list(home, folder, PARTITION)
+    at = header.index("partition") if "partition" in header else 0
+    found = {name: rows.get(_number(name), [])[at : at + 1] for name in files} if rows else {}
     odd = [name for name, value in found.items() if value not in (["0"], ["1"], ["2"])]
     if odd:
         raise DataError(
@@ -160,10 +192,11 @@ def _attributes(home: Path, folder: Path, names: list[str]) -> dict[str, Tensor]
     path, header, rows = _list(home, folder, ATTRIBUTES)
     if not rows:
         return None
-    found = [rows.get(_key(name), []) for name in names]
-    n = len(found[0]) if found else len(header)
+    found = [rows.get(_number(name), []) for name in names]
     columns = header or OFFICIAL.split()
-    if n != len(columns) or any(len(values) != n or not {*values} <= YES | NO for values in found):
+    n = len({*columns})
+    fit = all(len(values) == n and {*values} <= YES | NO for values in found)
+    if len(columns) != n or not fit:
         raise DataError(f"{path} does not fit the images beside it; fetch it again")
     table = torch.tensor([[value in YES for value in values] for values in found])
     return dict(zip(columns, table.T, strict=True))
@@ -176,5 +209,4 @@ CELEBA = Source(
     terms="Learned from CelebA: for non-commercial research only.",
     shareable=False,
     assets="CelebA",
-    sized=True,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-VERSION = 2  # of the decoding below; raise it when the pixels that it gives change
+VERSION = 3  # of the decoding below; raise it when the pixels that it gives change
 LARGE, TOO_LARGE = 2**26, 2**29  # pixels: decoded one at a time, not at all
 _large = threading.Lock()
 
@@ -76,10 +76,15 @@ def _scale(image):
         raise Unreadable("signed integers, of no known range")
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         bits = tags.get(258, (16,))[0]  # Pillow brings all but TIFFs to 16 bits
+        clear = image.info.get("transparency")  # the level of a PNG that is transparent
 
         def scaled(image):
-            levels = np.asarray(image) >> (bits - 8)
-            return Image.fromarray(np.uint8(255 - levels if negative else levels))
+            levels = np.asarray(image)
+            is_clear = levels == clear
+            levels = levels >> (bits - 8)
+            return Image.fromarray(
+                np.uint8(np.where(is_clear, 255, 255 - levels if negative else levels))
+            )
 
         return scaled
     if mode == "I":

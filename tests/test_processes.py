@@ -1,0 +1,106 @@
+"""Several processes, as README.md says to start them: one run, shared out; on CPUs, by gloo."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaelib import files, recipes
+from vaelib.__main__ import main
+
+TRAIN = ["-m", "vaelib", "train", "--data", "mnist-5k", "--latent_dim", "3", "--widths", "[4,8]"]
+TRAIN += ["--precision", "fp32", "--eval_every", "4"]
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--nproc_per_node=2"],
+    "accelerate": ["accelerate", "launch", "--num_processes", "2"],
+}
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="gloo and torchrun as on Unix")
+
+
+def launched(name: str, *more: str) -> subprocess.CompletedProcess:
+    """A run of `vaelib train` in two processes; its output is a file's, not a terminal's."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])  # the usual one may be taken by another test
+    program, *options = LAUNCHERS[name]
+    line = [str(Path(sys.executable).with_name(program)), *options, *TRAIN, *map(str, more)]
+    if name == "accelerate":
+        line[2:2] = ["--main_process_port", port]
+    clean = os.environ | {"OMP_NUM_THREADS": "1", "PET_MASTER_PORT": port}
+    return subprocess.run(line, env=clean, capture_output=True, text=True, timeout=200)
+
+
+def one(*words) -> None:
+    """The same in this process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main([str(word) for word in words])
+
+
+def state(folder: Path) -> dict:
+    return files.read_tensors(folder / files.STATE)[0]
+
+
+def agree(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:  # weights, and the optimiser's moments
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process, at step 8."""
+    folder = tmp_path_factory.mktemp("processes") / "one"
+    one(*TRAIN[2:], "--steps", "8", "--batch_size", "16", "-e", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_two_processes_are_one_run(name, alone, tmp_path):
+    run = tmp_path / "run"
+    done = launched(name, "--steps", "8", "--batch_size", "16", "-e", run)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(f"{run}: -ELBO") == 1
+    assert len(re.findall(r"^8 of 8 steps", done.stderr, re.MULTILINE)) == 1
+    names = [{p.relative_to(f).as_posix() for p in f.rglob("*")} for f in (run, alone)]
+    assert names[0] == names[1]
+    agree(state(run), state(alone))
+    started = {key: value.clone() for key, value in state(alone).items()}
+    # one process goes on with it
+    longer = shutil.copytree(alone, tmp_path / "longer")
+    for folder in (run, longer):
+        one("train", "-e", folder, "--resume", "--steps", "12")
+    agree(state(run), state(longer))
+    weights = [key for key in started if key.startswith("model.")]
+    moved = [(state(longer)[key] - started[key]).abs().max().item() for key in weights]
+    assert max(moved) > 1e-3
+
+
+def test_a_batch_that_two_can_not_share_is_one_line(tmp_path):
+    done = launched("torchrun", "--steps", "8", "--batch_size", "15", "-e", tmp_path / "run")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("vaelib: ")]
+    assert said == [
+        "vaelib: batch_size 15 in 2 equal parts (processes times accumulate): give a multiple of 2"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_keep_to_one_clock(tmp_path):
+    run, again = tmp_path / "run", tmp_path / "again"
+    done = launched("torchrun", "--minutes", "0.05", "-e", run)
+    assert done.returncode == 0, done.stderr[-2000:]
+    recipe = recipes.read(run)
+    assert recipe["minutes"] is None
+    assert len(recipe["clock_steps"]) == recipes.HUNDREDTHS
+    one("train", "-c", run, "-e", again)  # one process takes the very same steps
+    assert state(again).keys() == state(run).keys()
+    rows = [files.read_json(folder / files.HISTORY)[-1] for folder in (run, again)]
+    assert rows[0]["step"] == rows[1]["step"] == recipe["steps"]
+    assert rows[0]["val_elbo"] == pytest.approx(rows[1]["val_elbo"], rel=0.01)
