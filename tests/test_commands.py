@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,6 +121,11 @@ def test_each_command_explains_itself(name, capsys):
         ("train --data mnist-5k --batch_size 100 --epochs=3", "--steps 120 "),
         ("train -c celeba-64 --epochs 100", "--steps, which are epochs * images"),
         ("train --loss mse", "gaussian with --sigma"),
+        ("train --kl_weight 3", "here it is --beta"),
+        ("train --likelihood MSE", "gaussian, with sigma fixed"),
+        ("train --likelihood_args sigma", "give keys and values"),
+        ("train --compile", "--compile needs a value"),
+        ("sample mnist-2d --output digits.jpg", "ends in .png"),
         ("train -c nowhere.yaml", "nowhere.yaml is not there"),
         ("train -c mnist-2", "did you mean mnist-2d?"),
         ("sample mnist-2d --mode smaple", "did you mean sample?"),
@@ -297,3 +303,28 @@ def test_a_model_without_a_recipe_draws_from_the_images_it_is_given(small_vae, t
         main(["sample", name, *more, "--data", "mnist-5k", "--output", str(out)])
         assert Image.open(out).width > 28
         (tmp_path / "saved" / files.LATENTS).unlink(missing_ok=True)
+
+
+def test_a_recipe_with_a_foreign_key_names_the_nearest(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("latentdim: 3")
+    line = refused(capsys, "train", "-c", tmp_path / "mine.yaml")
+    assert "a recipe has no key 'latentdim', did you mean latent_dim?" in line
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of Unix")
+def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
+    import resource
+
+    run = tmp_path / "my run"
+    line = [*VAELIB, "train", *TINY, "--steps", "2", "-e", str(run)]
+    done = subprocess.run(  # no file may grow beyond 20,000 bytes; the weights have 36,000
+        line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (said,) = re.findall(r"^vaelib: (.*)", done.stderr, re.MULTILINE)
+    assert said.startswith(f"{run / files.WEIGHTS}: File too large")
+    assert not list(run.glob(".*-*"))
+    main(shlex.split(said.split("go on with: vaelib ")[1]))
+    assert (run / files.WEIGHTS).exists()

@@ -22,6 +22,10 @@ SHORT = {"config": "-c", "run_dir": "-e", "output": "-o"}
 ELSEWHERE = {
     "learning_rate": "--lr",
     "z_dim": "--latent_dim",
+    "latent_size": "--latent_dim",
+    "hidden_dims": "--widths",
+    "kl_weight": "--beta",
+    "output_dir": "--run_dir",
     "dataset": "--data",
     "loss": "--likelihood: bernoulli for cross-entropy, gaussian with --sigma for squared errors",
 }
@@ -49,6 +53,7 @@ N_TRAIN = {"mnist": 55_000, "mnist-5k": 4_000}  # training images of what is alw
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null",
     "list": "a list, as '[32,64]'", "tuple": "a list, as '[32,64]'",
+    "dict": "keys and values, as '{sigma: 0.1}'",
 }  # fmt: skip
 NONE = inspect.Parameter.empty
 
@@ -146,7 +151,7 @@ def typed(command: str, parser: ArgumentParser, keys: Sequence[Key], words: list
         found = parser.parse_args(words, defaults=False).as_dict()
     except ArgumentError as error:
         raise UsageError(readable(str(error))) from error
-    if meant := LIKELIHOODS_ELSEWHERE.get(found.get("likelihood")):
+    if meant := LIKELIHOODS_ELSEWHERE.get(str(found.get("likelihood")).lower()):
         raise UsageError(f"--likelihood {found['likelihood']}: here it is {meant}")
     return found
 
@@ -176,6 +181,11 @@ def recipe_path(config: str) -> Path:
 def readable(message: str) -> str:
     """A parser's complaint in plain words."""
     message = " ".join(message.split())
+    if bare := re.fullmatch(r"argument (?:-\w/)?(--\w+): expected one argument", message):
+        return f"{bare[1]} needs a value after it"
+    if unknown := re.search(r"Option '(\w+)' is not accepted", message):
+        near = choices.nearest(unknown[1], [key.name for key in recipe_keys()])
+        return f"a recipe has no key {unknown[1]!r}{near}"
     wrong = re.match(r'Parser key "(.+?)": .*(?:Got|Given) value: (.*)', message)
     if not wrong:
         return message

@@ -112,6 +112,8 @@ def sample(
     ):  # fmt: skip
         if value is not None and value < least:
             raise UsageError(f"--{key} {value}: give at least {least}")
+    if output and not separate and Path(output).suffix.lower() != ".png":
+        raise UsageError(f"--output {output}: give a name that ends in .png")
     from vaelib import derived, figures, gallery
 
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
@@ -259,8 +261,9 @@ def data(name: str) -> None:
     """
     from vaelib import data
 
+    splits = data.source(name).splits
     print(f"{name}; root {data.root()}")
-    for split in data.source(name).splits:
+    for split in splits:
         images = data.load(name, split)
         shape = "x".join(map(str, images.images.shape[1:]))
         print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
