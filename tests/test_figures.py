@@ -579,6 +579,23 @@ def test_a_density_is_fitted_to_few_images_too(small_vae, tmp_path, has_images, 
     assert torch.equal(z, again)
 
 
+def test_a_density_of_other_images_leaves_the_models_own_alone(small_vae, tmp_path, monkeypatch):
+    checkpoints.save(small_vae, tmp_path)
+    files.write_recipe(tmp_path, {"data": "mnist-5k"})
+    full = data.load
+    monkeypatch.setattr(data, "load", lambda *a, **k: full(*a, **k).subset(60))
+    own = derived.aggregate(small_vae, tmp_path)
+    kept = (tmp_path / files.LATENTS).read_bytes()
+    monkeypatch.setattr(data, "load", lambda *a, **k: full(*a, **k)[100:160])
+    other = derived.aggregate(small_vae, tmp_path, "mnist-5k")
+    means = [density.component_distribution.loc for density in (own, other)]
+    assert not torch.equal(*means)
+    assert (tmp_path / files.LATENTS).read_bytes() == kept
+    monkeypatch.setattr(data, "load", full)
+    with pytest.raises(data.DataError):  # and not the model's own in its place
+        derived.aggregate(small_vae, tmp_path, f"images:{tmp_path / 'none'}")
+
+
 @pytest.mark.parametrize(("n_train", "n_val"), [(0, 5), (1, 5), (9, 0)])
 def test_too_few_images_for_a_density_are_one_line(small_vae, tmp_path, has_images, n_train, n_val):
     checkpoints.save(small_vae, tmp_path)

@@ -64,15 +64,16 @@ def first_images(model, folder: Path, split: str, **of: str) -> Images:
 
 
 def aggregate(model, folder: Path, name: str | None = None) -> MixtureSameFamily:
-    """A density fitted to draws from q(z | x) over the training images; kept beside the weights.
+    """A density fitted to draws from q(z | x) over the training images.
 
     A Gaussian mixture, of the first 10,000 images at most; the number of its components is the
     one best on the validation images, of those with 20 training images for each component. The
-    images are the recipe's, or those of the data set `name`.
+    images are the recipe's, and the density is kept beside the weights; or those of the data set
+    `name`, and nothing is kept.
     """
     of = {"name": name} if name else {}
     train, val = (partial(first_images, model, folder, split, **of) for split in ("train", "val"))
-    if found := checkpoints.kept_tensors(folder, files.LATENTS, train):
+    if not name and (found := checkpoints.kept_tensors(folder, files.LATENTS, train)):
         return latents.mixture(**found[0])
     train, val = train(), val()
     if len(train) < 2 or not len(val):
@@ -85,6 +86,8 @@ def aggregate(model, folder: Path, name: str | None = None) -> MixtureSameFamily
     fits = {n: latents.fit_mixture(z, n) for n in numbers}
     scores = {n: fit.log_prob(z_val).mean().item() for n, fit in fits.items()}
     best = max(scores, key=scores.get)
+    if name:
+        return fits[best]
     parts = fits[best].component_distribution
     tensors = {"weights": fits[best].mixture_distribution.probs}
     tensors |= {"means": parts.loc, "scale_tril": parts.scale_tril}
