@@ -10,7 +10,7 @@ import math
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -39,10 +39,9 @@ def main() -> None:
         page.wait_for_timeout(500)
         whole = page.locator(".vae-explorer").bounding_box()
         chart = page.locator(".vae-map canvas").bounding_box()
-        below = (
-            page.locator(name).first.bounding_box() for name in (".vae-legend", ".vae-buttons")
-        )
-        ends = max(box["y"] + box["height"] for box in below) + 4
+        parts = ((".vae-legend", 0), (".vae-buttons", 0), (".vae-line", 1))  # the second slider
+        below = [page.locator(name).nth(number).bounding_box() for name, number in parts]
+        ends = max(box["y"] + box["height"] for box in below)
         for i in range(N_FRAMES):
             share = place(i / N_FRAMES)
             x, y = (
@@ -57,6 +56,7 @@ def main() -> None:
             clip = {"x": whole["x"], "y": whole["y"], "width": width, "height": height}
             shot = page.screenshot(clip=clip)
             frame = Image.open(io.BytesIO(shot)).convert("RGB")
+            frame = ImageOps.expand(frame, (0, 0, 0, 6), "white")  # without what comes below
             x, y = x - whole["x"], y - whole["y"]  # a screenshot has no pointer: draw one
             arrow = [(x, y), (x, y + 17), (x + 4.5, y + 13), (x + 11, y + 12)]
             ImageDraw.Draw(frame).polygon(arrow, fill="black", outline="white")

@@ -36,3 +36,27 @@ def test_the_stages_of_an_mlp_are_its_layers_with_their_shapes():
     # encoder: x, hidden, to_latent; decoder: p(x | z), to_image, hidden; mu, sigma, z
     assert shapes == ["1×6×5", "7", "7", "6", "1×6×5", "30", "7", "7", "3", "3", "3"]
     assert {"x", "hidden", "to_latent", "z", "to_image"} <= {w.replace("_\n", "_") for w in words}
+
+
+def test_dollars_in_a_name_are_no_mathematics():
+    title = r"runs/a$\no$ and $5"
+    figures.samples(torch.rand(2, 1, 4, 4), title).png()
+    figures.latent_map(torch.randn(9, 2), torch.arange(9), title=title).png()
+    figures.loss_curve(
+        [{"step": 1, "train_elbo": -2.0, "val_elbo": -2.0, "val_kl": 1.0}], title
+    ).png()
+
+
+def test_ticks_of_a_log_axis_are_powers_and_a_sheet_without_a_title_has_no_room_for_one():
+    figure = figures.Figure((3, 2))
+    axes = figure.subplots()
+    axes.plot([1, 1e4], [0, 1])
+    axes.set_xscale("log")
+    plain = figure.png()
+    assert all(text.get_parse_math() for text in axes.get_xticklabels())
+    assert plain == figure.png()
+    sheet = figures.image_grid(torch.rand(1, 1, 4, 4), 1)
+    assert sheet.get_size_inches()[0] < 1
+    assert (
+        figures.image_grid(torch.rand(1, 1, 4, 4), 1, "a  title").texts[0].get_text() == "a title"
+    )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vaelib import checkpoints, data, figures, files, film, widgets
+from vaelib import checkpoints, data, derived, figures, files, film, widgets
 from vaelib.data import seen_by
 from vaelib.models import VAE
 
@@ -23,7 +23,8 @@ def test_frames_are_added_one_after_the_other_and_saved(tmp_path, digits):
     x = seen_by(model, few.images, torch.Generator().manual_seed(0))
     means = []
     for step in (10, 20, 40):
-        film.keep_frame(model, few, tmp_path, SimpleNamespace(rows=[{"step": 1}, {"step": step}]))
+        history = SimpleNamespace(rows=[{"step": 1}, {"step": step}])
+        derived.keep_frame(model, few, tmp_path, history)
         means.append(model.encode(x).loc.detach().clone())
         torch.nn.init.normal_(model.encoder.to_latent.weight, std=step / 10)
     kept, _ = files.read_tensors(tmp_path / files.FILM)

@@ -1,4 +1,4 @@
-"""What is derived from a checkpoint and its data: the images, a fitted density, attributes.
+"""What is derived from a model and its data: images, a film's frames, a density, attributes.
 
 What takes long is kept beside the weights, and made again when what it depends on has changed.
 """
@@ -12,7 +12,7 @@ from torch.distributions import MixtureSameFamily, Normal
 
 from vaelib import checkpoints, data, files, latents
 from vaelib.data import Images
-from vaelib.evaluation import elbo_terms
+from vaelib.evaluation import posteriors
 from vaelib.files import CheckpointError
 
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
@@ -49,13 +49,24 @@ def images_for(
 
 def drawn(model, images: Images, seed: int = 0) -> Tensor:
     """One draw from q(z | x) for each image. Shapes: N images -> (N, D)."""
-    return drawn_from(elbo_terms(model, images, seed)[1], seed)
+    return drawn_from(posteriors(model, images, seed), seed)
 
 
 def drawn_from(q_z: Normal, seed: int) -> Tensor:
     """One draw from each q(z | x). Shapes: (N, D) -> (N, D)."""
     noise = torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(seed))
     return q_z.loc + q_z.scale * noise
+
+
+def keep_frame(model, images: Images, folder: Path, history) -> None:
+    """Add to the run's film where the model puts the first 1,000 images by now."""
+    path, step = folder / files.FILM, history.rows[-1]["step"]
+    z = posteriors(model, images.subset(1000)).loc.half().unsqueeze(0)  # (1, N, 2)
+    film = {"z": z, "steps": torch.tensor([step])}
+    if path.exists():
+        kept = files.read_tensors(path)[0]
+        film = {key: torch.cat([kept[key], new]) for key, new in film.items()}
+    files.write_tensors(path, film)
 
 
 def first_images(model, folder: Path, split: str, **of: str) -> Images:
@@ -107,7 +118,7 @@ def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:
     found = checkpoints.kept_tensors(folder, files.ATTRIBUTES, train)
     if not found:
         train, test = train(), test()
-        z, z_test = (elbo_terms(model, images)[1].loc for images in (train, test))
+        z, z_test = (posteriors(model, images).loc for images in (train, test))
         tensors = {}
         for name, has in (train.attributes or {}).items():
             if any(min(h.sum(), (~h).sum()) < 5 for h in (has, test.attributes[name])):

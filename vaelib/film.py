@@ -1,7 +1,7 @@
 """The film of a 2-D model's latent map, as it forms while training goes on.
 
-`vaelib train` keeps a frame at each evaluation on the validation images, in the run's folder;
-`vaelib figures` makes the GIF of them.
+`vaelib train` keeps a frame at each evaluation (see `derived.keep_frame`); `vaelib figures` makes
+the GIF of them.
 """
 
 from pathlib import Path
@@ -14,20 +14,8 @@ from torch import Tensor
 
 from vaelib import files
 from vaelib.data import Images
-from vaelib.evaluation import elbo_terms
 from vaelib.figures import CLASSES, colours, latent_plane, look, prior_contours
 from vaelib.figures.style import SCREEN_DPI
-
-
-def keep_frame(model, images: Images, folder: Path, history) -> None:
-    """Add to the run's film where the model puts the first 1,000 images by now."""
-    path, step = folder / files.FILM, history.rows[-1]["step"]
-    z = elbo_terms(model, images.subset(1000))[1].loc.half().unsqueeze(0)  # (1, N, 2)
-    film = {"z": z, "steps": torch.tensor([step])}
-    if path.exists():
-        kept = files.read_tensors(path)[0]
-        film = {key: torch.cat([kept[key], new]) for key, new in film.items()}
-    files.write_tensors(path, film)
 
 
 def between(z: Tensor, steps: Tensor, n_frames: int) -> tuple[Tensor, list[int]]:

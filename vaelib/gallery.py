@@ -18,7 +18,7 @@ from vaelib.evaluation import elbo_terms
 from vaelib.figures import Figure
 from vaelib.objectives import Terms
 
-SPACED = {"inverse_cdf": "equal probability a step", "linear": "evenly spaced"}
+SPACED = {"inverse_cdf": "steps of equal prior probability", "linear": "evenly spaced"}
 
 
 @torch.inference_mode()
@@ -153,16 +153,17 @@ def traverse(
     if images is None:
         bases, start = draws(model, n_bases, seed, density)
     else:
-        bases, start = encode_some(model, images, n_bases, seed)[1], images.title
+        bases = encode_some(model, images, n_bases, seed)[1]
+        start = f"{images.things.removesuffix('s')} of {images.title}"
     if traverse_dim is not None:
         paths = torch.stack([latents.traversal(z, traverse_dim, values) for z in bases])
-        title, labels = f"{name}: z[{traverse_dim}] moved, {start}", None
+        title, labels = f"{name}: z[{traverse_dim}] moved, from one {start} in each row", None
     else:
         order, kl_per_dim = order_dims(model, images, kl_per_dim)
         dims = order[:n_samples]
         paths = torch.stack([latents.traversal(bases[0], dim, values) for dim in dims])
         labels = [f"z[{d}]" + (f"\n{kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]
-        title = f"{name}: one dimension a row, {start}"
+        title = f"{name}: a dimension a row, from one {start}"
         bases = bases.expand(len(dims), -1)
     return figures.traversals(decode(model, paths), values, labels, title, decode(model, bases))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vaelib import checkpoints, data, derived, figures, files, gallery, latents
 from vaelib.data import DataError, Images, as_picture
-from vaelib.evaluation import elbo_terms
+from vaelib.evaluation import posteriors
 from vaelib.files import CheckpointError
 
 try:
@@ -207,7 +207,7 @@ def explorer_data(
     if images is not None and n == 2:
         some = images.subset(2000)
         labels = torch.zeros(len(some)) if some.labels is None else some.labels
-        z = elbo_terms(model, some)[1].loc
+        z = posteriors(model, some).loc
         colours = {"colours": list(figures.CLASSES)}
         found["points"] = {"z": rounded(z), "labels": labels.int().tolist()} | colours
     if n == 2:

@@ -37,9 +37,9 @@ def latent_plane(title: str, labels: Sequence, limit: float) -> Figure:
     rows = math.ceil(len({int(label) for label in labels}) / 10)
     lines = wrapped(title, HALF - 0.1)
     side, above = HALF - 0.5, 0.12 + 0.17 * max(1, len(lines)) + 0.19 * rows
-    height = 0.4 + side + above
+    height = 0.45 + side + above
     figure = Figure((HALF, height))
-    axes = figure.add_axes((0.45 / HALF, 0.4 / height, side / HALF, side / height))
+    axes = figure.add_axes((0.45 / HALF, 0.45 / height, side / HALF, side / height))
     figure.suptitle("\n".join(lines), x=0.01, y=1 - 0.03 / height, ha="left", va="top")
     key(axes, labels)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="z[0]", ylabel="z[1]")
@@ -65,7 +65,7 @@ def latent_map(
         prior_contours(axes)
         for radius in (1, 2, 3):
             axes.annotate(
-                rf"{radius}$\sigma$", (0, -radius), ha="center", va="center",
+                rf"{radius}$\sigma$", (0, -radius), ha="center", va="center", parse_math=True,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
             )  # fmt: skip
     centres: dict[int, np.ndarray] = {}  # colour alone does not tell ten classes apart
@@ -81,12 +81,12 @@ def latent_map(
     return axes.figure
 
 
-def free_place(centre: np.ndarray, taken: list[np.ndarray], far: float = 0.5) -> np.ndarray:
+def free_place(centre: np.ndarray, taken: list[np.ndarray], far: float = 0.43) -> np.ndarray:
     """The nearest place, of some around a centre, that is so far from all that are taken."""
-    for radius in far * np.arange(0, 5):
-        for angle in np.linspace(0, 2 * np.pi, 8 if radius else 1, endpoint=False):
+    for radius in 0.1 * np.arange(0, 21):
+        for angle in np.linspace(0, 2 * np.pi, 16 if radius else 1, endpoint=False):
             place = centre + radius * np.array([np.cos(angle), np.sin(angle)])
-            if all(np.hypot(*(place - other)) >= 0.99 * far for other in taken):
+            if all(np.hypot(*(place - other)) >= far for other in taken):
                 return place
     return centre
 
@@ -156,11 +156,11 @@ def latent_histogram(
     """
     finite("latents", z)
     n_dims = z.shape[1]
-    scores, told = mismatch(z, prior_draws), "mean way of the draws to the prior (Wasserstein-1)"
+    scores, told = mismatch(z, prior_draws), "Wasserstein-1 distance of the two"
     if kl_per_dim is not None:
         scores, told = torch.as_tensor(kl_per_dim), "nats of KL(q(z | x) || prior)"
     order = scores.argsort(descending=True).tolist()
-    n_columns = min(8, n_dims)
+    n_columns = next((n for n in (8, 10, 9, 7, 6) if n_dims % n == 0), min(8, n_dims))
     n_rows = math.ceil(n_dims / n_columns)
     lead, each = 2.6 * bool(variances), 2.2 if n_dims <= 3 else 1.15
     height = 0.6 + lead + n_rows * each + 0.25
@@ -170,7 +170,7 @@ def latent_histogram(
         axes = figure.add_axes((0.06, 1 - (lead - 0.25) / height, 0.93, (lead - 0.75) / height))
         prior = None if prior_draws is None else prior_draws.var(0)
         variance_bars(axes, *variances, prior)
-    text = f"blue: z, one an image; orange: the prior; number: {told}"
+    text = f"blue: z of each image; orange: the prior; number: {told}"
     figure.text(0.006, 1 - (lead + 0.28) / height, text, va="top")
     places = {"left": 0.06, "right": 0.99, "bottom": 0.25 / height, "hspace": 0.35, "wspace": 0.1}
     places["top"] = 1 - (lead + 0.68) / height
@@ -179,8 +179,9 @@ def latent_histogram(
     reach = max(4, math.ceil(z.abs().max().item()))
     edges, highest = np.linspace(-reach, reach, min(10 * reach, 120) + 1), 0.42
     line = np.linspace(-reach, reach, 161)
-    for axes in grid.flat[n_dims:]:
-        axes.set_visible(False)
+    for number in range(n_dims, n_rows * n_columns):
+        grid.flat[number].set_visible(False)
+        grid.flat[number - n_columns].tick_params(labelbottom=True)
     for axes, dim in zip(grid.flat, order, strict=False):
         heights, _ = np.histogram(z[:, dim].cpu().numpy(), edges, density=True)
         axes.stairs(heights, edges, fill=True, color=BLUE)
@@ -208,7 +209,11 @@ def loss_curve(rows: list[dict], title: str = "", plans: Sequence[Sequence[int]]
     column = "elbo" if all("val_elbo" in row for row in rows) else "objective"
     later = [row for row in rows if row["step"] > 0.2 * rows[-1]["step"]]
     parts = [("all of the run", rows)]
-    if len(later) >= 5:
+    curves = [
+        [-row[f"{s}_{column}"] for row in some for s in ("train", "val")] for some in (rows, later)
+    ]
+    spans = [max(values) - min(values) for values in curves]
+    if len(later) >= 5 and spans[1] < 0.8 * spans[0]:
         parts.append((f"from step {later[0]['step']:,} on", later))
     with_kl = all("val_kl" in row for row in rows)
     figure = Figure((WIDE, 2.7), layout="constrained")
@@ -226,15 +231,20 @@ def loss_curve(rows: list[dict], title: str = "", plans: Sequence[Sequence[int]]
         kl = [row["val_kl"] for row in rows]
         panels[-1].plot([row["step"] for row in rows], kl, "--", color=ORANGE, label="val")
         panels[-1].set(ylim=(min(0, *kl), 1.15 * max(*kl, 1e-3)), ylabel="KL (nats per image)")
+        panels[-1].set_title("KL on val", fontsize=LETTERS)
     for axes in panels:
         for until, _ in plans:
             axes.axvline(until, color=GREY, linestyle=":")
         axes.grid()
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         axes.set_xlabel("step")
     panels[0].legend(loc="best")
     if plans:
-        told = [f"planned for {steps:,} steps, lengthened at {until:,}" for until, steps in plans]
-        figure.text(0.994, 0.99, "dotted: " + ", then ".join(told), ha="right", va="top")
+        told = [
+            f"{until:,}" + (f" (of {steps:,} planned)" if until < steps else "")
+            for until, steps in plans
+        ]
+        text = f"dotted: made longer at step {', '.join(told)}"
+        figure.text(0.994, 0.99, text, ha="right", va="top")
     return figure

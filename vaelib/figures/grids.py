@@ -12,6 +12,7 @@ from torch import Tensor
 from vaelib.figures.style import HALF, ORANGE, WIDE, Figure, finite, look, text_width, wrapped
 
 LINE = 0.17  # inches from one line of text to the next
+EDGE = 0.06  # inches of white at either side, so that two sheets side by side are two
 
 
 def tile(images: Tensor, n_columns: int, gap: int = 2) -> np.ndarray:
@@ -50,11 +51,12 @@ def sheet(
     Shapes: page (rows, columns, 3). Margins are whole pixels of the picture.
     """
     n_rows, n_columns, _ = page.shape
-    per_inch = n_columns / (width - left)
-    lines = wrapped(title, max(width, 3.0))
+    left = max(left, EDGE)
+    per_inch = n_columns / (width - left - EDGE)
+    lines = wrapped(title, max(width, 3.0) - 2 * EDGE)
     above += len(lines) * LINE + 0.08 * bool(lines)
-    left, above, below = (math.ceil(inch * per_inch) for inch in (left, above, below))
-    across = max(left + n_columns, math.ceil(3.0 * per_inch) if lines else 0)
+    left, above, below, edge = (math.ceil(i * per_inch) for i in (left, above, below, EDGE))
+    across = max(left + n_columns + edge, math.ceil(3.0 * per_inch) if lines else 0)
     down = above + n_rows + below
     figure = Figure((across / per_inch, down / per_inch))
     figure.pixels_per_inch = per_inch
@@ -64,7 +66,7 @@ def sheet(
     axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0, labeltop=True, labelbottom=False, pad=3)
     top = 1 - 0.02 * per_inch / down
-    figure.suptitle("\n".join(lines), x=0.0, y=top, ha="left", va="top", linespacing=1.1)
+    figure.suptitle("\n".join(lines), x=edge / across, y=top, ha="left", va="top", linespacing=1.1)
     return figure
 
 
@@ -85,7 +87,7 @@ def image_grid(
     """
     page = tile(images, n_columns, gap)
     beside = label_room(row_labels)
-    width = width or n_columns * inches + beside
+    width = width or n_columns * inches + max(beside, EDGE) + EDGE
     figure = sheet(page, width, title, beside, LINE * bool(column_labels))
     down, across = (size + gap for size in images.shape[-2:])
     if row_labels:
@@ -153,16 +155,18 @@ def traversals(
         page, first, mark = np.concatenate([column, white, page], axis=1), across + 4, 0
     places = 0 if torch.equal(values, values.round()) else 1
     labels = [f"{round(v, places) + 0.0:+.{places}f}" for v in values.tolist()]
-    labels = [label.replace("-", "\u2212") for label in labels]
+    labels = [label.replace("-", "\u2212").replace("+0.0", "0") for label in labels]
+    labels = ["0" if label == "+0" else label for label in labels]
     left = label_room(row_labels)
     width = max(fitting(len(labels) + (originals is not None), images[0]), left + 1)
     axes = sheet(page, width, title, left, LINE, 0.03).axes[0]
     middles = first + np.arange(len(values)) * across + (across - 2) / 2 - 0.5
-    fit = across / page.shape[1] * (width - left) - 0.05  # where not all fit, some are left out
-    every = math.ceil(max(map(text_width, labels)) / fit)
-    labels = [
-        label if (i - len(labels) // 2) % every == 0 else "" for i, label in enumerate(labels)
-    ]
+    fit = (
+        across / page.shape[1] * (width - left - EDGE) - 0.05
+    )  # where not all fit, some are left out
+    every, half = math.ceil(max(map(text_width, labels)) / fit), len(labels) // 2
+    every = next((n for n in range(every, half + 1) if half % n == 0), every)  # both ends too
+    labels = [label if (i - half) % every == 0 else "" for i, label in enumerate(labels)]
     if originals is not None:
         middles, labels = [(across - 3) / 2, *middles], ["own z", *labels]
     axes.set_xticks(middles, labels)
@@ -182,7 +186,7 @@ def manifold(images: Tensor, ticks: Tensor, title: str = "") -> Figure:
 
     `ticks` are the latents of its columns; the axes have round ones, where they belong.
     """
-    axes = sheet(tile(images, len(ticks), 0), HALF, title, left=0.6, below=0.42).axes[0]
+    axes = sheet(tile(images, len(ticks), 0), HALF, title, left=0.58, below=0.42).axes[0]
     n, (height, width), line = len(ticks), images.shape[-2:], ticks.double().numpy()
     shown = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(line[0], line[-1])
     shown = [v for v in shown if line[0] <= v <= line[-1]] or [line[0]]

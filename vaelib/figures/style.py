@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ CLASSES = (
 LOOK = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "mathtext.fontset": "dejavusans",
+    "text.parse_math": False,  # a model may be called a$b$
     "font.size": LETTERS,
     "axes.titlesize": LETTERS + 1,
     "axes.titlelocation": "left",
@@ -73,7 +75,7 @@ class Figure(matplotlib.figure.Figure):
             times = max(times, math.ceil(0.98 * SCREEN_DPI / self.pixels_per_inch))
             dpi = times * self.pixels_per_inch
         drawn, small = io.BytesIO(), io.BytesIO()
-        with look():
+        with look(), matplotlib.rc_context({"text.parse_math": True}):  # of ticks, as 10^3
             self.savefig(drawn, format="png", dpi=dpi, metadata={"Software": None})
         picture = few_colours(Image.open(drawn).convert("RGB"), always=screen)
         picture.save(small, "png", optimize=True)
@@ -81,6 +83,16 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         return self.png(SCREEN_DPI)
+
+
+def prefer_own_png() -> None:
+    """In a notebook, where "%matplotlib inline" would draw every Figure, let ours draw itself."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.display_formatter.formatters["image/png"].for_type(Figure, Figure._repr_png_)
+
+
+prefer_own_png()
 
 
 def few_colours(image: Image.Image, always: bool = False) -> Image.Image:
@@ -105,7 +117,8 @@ def text_width(text: str, points: float = LETTERS) -> float:
 def wrapped(text: str, width: float, points: float = LETTERS + 1) -> list[str]:
     """A text in lines of at most so many inches, but for words that are longer."""
     lines: list[str] = []
-    for word in text.split():
+    words = text.replace(" | ", "\u00a0|\u00a0").split(" ")  # q(z | x) stays in one piece
+    for word in filter(None, words):
         if lines and text_width(f"{lines[-1]} {word}", points) <= width:
             lines[-1] += f" {word}"
         else:
