@@ -170,6 +170,18 @@ class PixelGaussian(nn.Module):
         return torch.distributions.Normal(mean, scale, validate_args=False)
 
 
+class SigmoidGaussian(PixelGaussian):
+    """As PixelGaussian, with its mean through a sigmoid, so that it is a grey level.
+
+    Source of the sigmoid: Kingma & Welling 2014, section 5, the decoder for Frey Face.
+    """
+
+    def forward(self, params: Tensor) -> Distribution:
+        """logits of means and raw scales (B, 2 C, H, W) -> Normal of shape (B, C, H, W)."""
+        p_x = super().forward(params)
+        return torch.distributions.Normal(p_x.loc.sigmoid(), p_x.scale, validate_args=False)
+
+
 # a likelihood is a class here and a line in this list; its own parameters have defaults
 LIKELIHOODS = {
     "bernoulli": Bernoulli,
@@ -177,6 +189,7 @@ LIKELIHOODS = {
     "gaussian": Gaussian,
     "learned_gaussian": LearnedGaussian,
     "pixel_gaussian": PixelGaussian,
+    "sigmoid_gaussian": SigmoidGaussian,
 }
 
 

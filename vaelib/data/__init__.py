@@ -9,6 +9,7 @@ from numbers import Integral
 from vaelib.choices import nearest
 from vaelib.data.celeba import CELEBA
 from vaelib.data.download import root
+from vaelib.data.frey import FREY, FREY_TIME
 from vaelib.data.images import (
     SPLITS,
     DataError,
@@ -23,7 +24,7 @@ from vaelib.data.images import (
 from vaelib.data.mnist import MNIST, MNIST_5K
 from vaelib.data.own import FOLDER, PREFIX, folder_of, from_array
 
-SOURCES = (MNIST, MNIST_5K, CELEBA, FOLDER)
+SOURCES = (MNIST, MNIST_5K, FREY, FREY_TIME, CELEBA, FOLDER)
 NAMES = tuple(source.name for source in SOURCES)
 
 __all__ = [

@@ -166,6 +166,7 @@ const means = {
   gaussian: (v) => v,
   learned_gaussian: (v) => v,
   pixel_gaussian: (v) => v,
+  sigmoid_gaussian: (v) => 1 / (1 + Math.exp(-v)),
 };
 
 // The mean of p(x | z) as bytes
