@@ -4,14 +4,19 @@ The model is a 784-400-20 MLP with ReLU, as in many a tutorial; the loop trains 
 gives its pixels' logits and q(z | x), so that the same model can go through both loops.
 """
 
+import json
+import sys
 import time
 
+import psutil
 import torch
 from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToPILImage, ToTensor
+
+from vaelib.priors import StandardNormal
 
 
 class Plain(nn.Module):
@@ -23,6 +28,7 @@ class Plain(nn.Module):
         super().__init__()
         self.likelihood = nn.Identity()
         self.likelihood.binary = True
+        self.prior = StandardNormal(20)
         self.encoder = nn.Sequential(
             nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40)
         )
@@ -86,3 +92,22 @@ def evaluate(model, images, batch_size: int = 128) -> float:
         prior = Normal(torch.zeros_like(q_z.loc), torch.ones_like(q_z.scale))
         total += (p_x.log_prob(x).sum() - kl_divergence(q_z, prior).sum()).item()
     return total / len(images)
+
+
+def main(seconds: float, seed: int) -> None:
+    """Train until so many seconds after this process began; print test -ELBO as JSON."""
+    import vaelib
+    from vaelib import evaluation
+
+    torch.manual_seed(seed)
+    model, images = Plain(), vaelib.load("mnist", "train").images
+    passed = time.time() - psutil.Process().create_time()
+    seen = train(model, images, seconds - passed)
+    wall = time.time() - psutil.Process().create_time()
+    digits = vaelib.load("mnist", "test")
+    nats = -evaluation.elbo_terms(model.eval(), digits)[0].elbo.mean().item()
+    print(json.dumps({"nats": nats, "wall": wall, "images": seen}))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))

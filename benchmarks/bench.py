@@ -5,6 +5,7 @@ other processes put on the cores meanwhile. Results are kept in results.json as 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -20,48 +23,45 @@ import psutil
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 
-# which model to train when there are so many seconds; the schedule is `recipes.best_for`'s
-SMALL = {"widths": (8, 32), "latent_dim": 32}
-DEEP = {"widths": (8, 32, 64), "latent_dim": 32}
-DEEPER = {"widths": (8, 32, 64), "latent_dim": 50, "n_res_blocks": 2}
-WIDER = {"widths": (16, 32, 64), "latent_dim": 50, "n_res_blocks": 2}
-MODELS = {10: SMALL, 30: SMALL, 60: SMALL, 120: DEEP, 300: DEEPER, 600: WIDER}
+BUDGETS = {60: 3, 300: 3, 600: 1}  # seconds, and seeds
+PEERS_UNTIL, PLAIN_UNTIL = 60, 300  # seconds: longer ones would take hours together
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 # -- what runs in a process of its own -----------------------------------------------------------
 
 
-def nats(
-    seconds: int, seed: int = 0, plain: bool = False, model: dict | None = None, **recipe
-) -> dict:
-    """Test (and val) -ELBO after so many seconds of wall clock, loading and compiling included.
+def typed(seconds: int, seed: int = 0, **more) -> dict:
+    """The README's `vaelib train --data mnist --minutes M`, from the return key to its end.
 
-    `model` and `recipe` replace what is in MODELS and what `recipes.best_for` says.
+    Its test -ELBO, the best on val, wall time, images seen and what it chose. `more` is typed
+    besides.
     """
-    import torch
-
     import vaelib
-    from vaelib import evaluation, recipes
+    from vaelib import evaluation, files
 
-    began = time.perf_counter()
-    torch.manual_seed(seed)
-    splits = {name: vaelib.load("mnist", name) for name in ("train", "val")}
-    left = seconds - (time.perf_counter() - began)
-    if plain:
-        import baseline
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = ["train", "--data", "mnist", "--minutes", f"{seconds / 60:g}", "-e", name]
+        for key, value in {"seed": seed, **more}.items():
+            words += [f"--{key}", json.dumps(value) if isinstance(value, list) else str(value)]
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "vaelib", *words], check=True, stdout=sys.stderr)
+        wall = time.perf_counter() - began
+        recipe = files.read_recipe(folder)
+        best = max(row["val_elbo"] for row in files.read_json(folder / files.HISTORY))
+        chosen = (folder / files.LOG).read_text().splitlines()[0]
+        model, digits = vaelib.load_checkpoint(name), vaelib.load("mnist", "test")
+    nats = -evaluation.elbo_terms(model, digits)[0].elbo.mean().item()
+    images = recipe["steps"] * recipe["batch_size"]
+    return {"nats": nats, "val": -best, "wall": wall, "images": images, "chosen": chosen}
 
-        net = baseline.Plain()
-        steps = baseline.train(net, splits["train"].images, left) // 128
-    else:
-        net = vaelib.VAE(**(model or MODELS[seconds]))
-        best = recipes.best_for(left / 60) | {"compile": True} | recipe  # from a warm cache
-        config = vaelib.TrainConfig(seed=seed, minutes=left / 60, **best)
-        steps = vaelib.fit(net, splits, config).rows[-1]["step"]
-    net.eval()
-    found = {"steps": steps}
-    for key, images in (("nats", vaelib.load("mnist", "test")), ("val", splits["val"])):
-        found[key] = -evaluation.elbo_terms(net, images)[0].elbo.mean().item()
-    return found
+
+def other(script: str, seconds: int, seed: int = 0) -> dict:
+    """The same of another program here, which trains until so many seconds after its start."""
+    command = [sys.executable, str(HERE / script), str(seconds), str(seed)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def throughput(model: dict, plain: bool, images: int = 40_000) -> dict:
@@ -86,7 +86,9 @@ def throughput(model: dict, plain: bool, images: int = 40_000) -> dict:
     else:
         steps = images // 128
         splits = {"train": train, "val": test.subset(100)}
-        config = vaelib.TrainConfig(steps=4 * steps, eval_every=steps, batch_size=128, compile=True)
+        config = vaelib.TrainConfig(
+            steps=4 * steps, eval_every=steps, batch_size=128, compile=kind() == "bf16"
+        )
         history = vaelib.fit(net, splits, config)
         training = statistics.median(history.column("images_per_s")[1:])
         began = time.perf_counter()
@@ -219,10 +221,17 @@ def scaling(
     }  # fmt: skip
 
 
-WORKERS = {f.__name__: f for f in (nats, throughput, peak, work, latency, scaling)}
+WORKERS = {f.__name__: f for f in (typed, other, throughput, peak, work, latency, scaling)}
 
 
 # -- what asks for it ----------------------------------------------------------------------------
+
+
+def kind() -> str:
+    """The kind of this processor, as vaelib sees it."""
+    from vaelib import hardware
+
+    return hardware.kind()
 
 
 def measure(worker: str, processes: int = 1, **arguments) -> dict:
@@ -260,22 +269,41 @@ LARGE = {"widths": (32, 64), "latent_dim": 50}
 
 
 def nats_per_minute(full: bool) -> dict:
-    from vaelib.recipes import best_for
-
-    budgets = [s for s in MODELS if full or s <= 60]
-    with tempfile.TemporaryDirectory() as empty:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
-        found = {"cold 60": [measure("nats", seconds=60, seed=0, plain=False)]}
-        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    for seconds in {str(MODELS[s]): s for s in budgets}.values():  # fills the cache
-        size = best_for(seconds / 60)["batch_size"]
-        measure("nats", seconds=min(seconds, 60), model=MODELS[seconds], batch_size=size)
-    for seconds in budgets:
-        for plain in (True, False):
-            seeds = range(3 if seconds <= 60 else 1)
-            runs = [measure("nats", seconds=seconds, seed=seed, plain=plain) for seed in seeds]
-            found[f"{'plain' if plain else 'vaelib'} {seconds}"] = runs
+    """What is typed beside the plain loop and a peer: on this processor, and held to AVX2."""
+    here = kind()
+    kinds = {here: {}} | ({"fp32": AVX2} if here == "bf16" else {})
+    who = {"plain": ("other", {"script": "baseline.py"}), "vaelib": ("typed", {})}
+    if importlib.util.find_spec("pythae"):
+        who["pythae"] = ("other", {"script": "peer.py"})
+    found: dict[str, list[dict]] = {}
+    for held, environment in kinds.items():
+        for seconds, seeds in BUDGETS.items() if full else [(60, 3)]:
+            for seed in range(seeds):
+                # every run of ours has an empty cache of compiled code, but for the warm one
+                with tempfile.TemporaryDirectory() as cache, changed(environment):
+                    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+                    for name, (worker, more) in who.items():
+                        until = {"plain": PLAIN_UNTIL, "pythae": PEERS_UNTIL}
+                        if seconds > until.get(name, seconds):
+                            continue
+                        run = measure(worker, seconds=seconds, seed=seed, **more)
+                        found.setdefault(f"{held} {name} {seconds}", []).append(run)
+                    ours, *later = found[f"{held} vaelib {seconds}"]
+                    if "compile True" in ours["chosen"] and not later:
+                        found[f"{held} warm {seconds}"] = [measure("typed", seconds=seconds)]
     return found
+
+
+@contextmanager
+def changed(environment: dict) -> Iterator[None]:
+    """With these variables in the environment."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def rates(full: bool) -> dict:
@@ -343,8 +371,8 @@ def main() -> None:
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for section in chosen.sections or SECTIONS:
-        results[section] = SECTIONS[section](chosen.full)
-        results["made_with"] = environment(torch.device("cpu")) | {"date": time.strftime("%F")}
+        made = environment(torch.device("cpu")) | {"date": time.strftime("%F"), "kind": kind()}
+        results[section] = {"made_with": made, "found": SECTIONS[section](chosen.full)}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         report.write(results)
 
