@@ -22,7 +22,7 @@ test: .venv/ready  ## run everything: lint, tests, every notebook
 figures: .venv/ready  ## draw every picture and table of results again
 	$(BIN)/vaelib figures
 
-bench: .venv/ready  ## measure speed, 25 minutes
+bench: .venv/ready  ## measure speed, half an hour
 	$(BIN)/python benchmarks/bench.py
 
 bench-full: .venv/ready  ## measure all of it, 2 hours

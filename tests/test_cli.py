@@ -13,11 +13,10 @@ import torch
 import yaml
 from PIL import Image
 
-from vaelib import checkpoints, data, evaluation, files, film, publishing, recipes
+from vaelib import budget, checkpoints, data, evaluation, files, film, publishing, recipes
 from vaelib.__main__ import main, parse
 from vaelib.arguments import UsageError
 from vaelib.models import VAE
-from vaelib.recipes import best_for
 
 RECIPE = {
     "data": "mnist-5k", "latent_dim": 2, "widths": [8, 16],
@@ -500,8 +499,10 @@ def test_an_interrupted_full_evaluation_goes_on(run, tmp_path, monkeypatch):
 def test_what_is_typed_beside_minutes_wins(run):
     typed = ["train", "-c", str(run / "train.yaml"), "--minutes", "1", "--lr=1e-5"]
     _, chosen = parse(typed)
+    budget.fill_in(chosen, "fp32")
     assert chosen["lr"] == 1e-5
-    assert chosen["batch_size"] == best_for(1)["batch_size"] != RECIPE["batch_size"]
+    assert chosen["batch_size"] == budget.suiting(chosen, "fp32")["batch_size"]
+    assert chosen["batch_size"] != RECIPE["batch_size"]
 
 
 def test_a_2d_run_keeps_the_film_of_its_map(run, tmp_path):

@@ -36,8 +36,8 @@ def refused(capsys, *words: str) -> str:
 
 # what help may load: rooms of vaelib, and packages; `info` also reads a checkpoint's header
 ROOMS = [
-    "__main__", "arguments", "checkpoints", "choices", "commands", "files", "hub", "recipes",
-    "reports",
+    "__main__", "arguments", "budget", "checkpoints", "choices", "commands", "files", "hub",
+    "recipes", "reports",
 ]  # fmt: skip
 PACKAGES = [
     "attr", "attrs", "cython_runtime", "docstring_parser", "importlib_resources", "jsonargparse",
@@ -62,6 +62,30 @@ def test_help_and_mistakes_load_few_modules(words):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "besides: [] []"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [
+        ("train --data mnist-5k --steps 1 --batch_size 8 -e run", ["matplotlib"]),
+        ("sample mnist-2d --mode manifold", []),
+        ("data mnist-5k", ["matplotlib"]),
+    ],
+)
+def test_commands_wait_for_nothing_that_they_do_not_use(words, others, tmp_path):
+    others = [*others, "torchvision", "seaborn", "ipywidgets", "IPython", "sklearn", "pandas"]
+    code = (
+        f"import sys; sys.argv = ['vaelib', *{words.split()!r}]\n"
+        "from vaelib.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print('besides:', sorted(sys.modules.keys() & {{*{others}}}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"VAELIB_DATA": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "besides: []"
     assert "Traceback" not in done.stderr
 
 
@@ -328,3 +352,17 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path):
     assert not list(run.glob(".*-*"))
     main(shlex.split(said.split("go on with: vaelib ")[1]))
     assert (run / files.WEIGHTS).exists()
+
+
+def test_an_interrupt_while_the_command_line_loads_is_one_line():
+    code = (
+        "import builtins, sys\n"
+        "real = builtins.__import__\n"
+        "def load(name, *rest):\n"
+        "    if name == 'jsonargparse': raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = load\n"
+        "import vaelib.__main__"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "vaelib: interrupted\n")

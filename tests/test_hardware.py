@@ -17,11 +17,29 @@ def test_bf16_is_taken_where_the_hardware_computes_in_it(itself, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: itself)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for kind in ("cuda", "cpu"):
         assert hardware.use_bf16("auto", torch.device(kind)) is itself
         assert hardware.use_bf16("bf16", torch.device(kind))  # where it is asked for
         assert not hardware.use_bf16("fp32", torch.device(kind))
     assert not hardware.use_bf16("auto", torch.device("mps"))
+    # uncompiled, a processor is faster in fp32
+    assert hardware.use_bf16("auto", torch.device("cuda"), compiles=False) is itself
+    assert not hardware.use_bf16("auto", torch.device("cpu"), compiles=False)
+    assert hardware.use_bf16("bf16", torch.device("cpu"), compiles=False)
+
+
+@pytest.mark.parametrize("held", ["AVX2", "DEFAULT", "NO AVX"])
+def test_a_processor_held_to_less_has_no_bf16(held, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: held)
+    assert not hardware.use_bf16("auto", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for machine, kind in (("x86_64", "fp32"), ("AMD64", "fp32"), ("arm64", "other")):
+        monkeypatch.setattr(hardware.platform, "machine", lambda machine=machine: machine)
+        assert hardware.kind() == kind
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert hardware.kind() == "gpu"
 
 
 @pytest.mark.parametrize(

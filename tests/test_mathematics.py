@@ -9,7 +9,12 @@ from torch.distributions import Normal
 
 from vaelib import evaluation, priors
 from vaelib.data import Images, seen_by
-from vaelib.evaluation import decoded_log_weights, elbo_terms, importance_weighted_bound
+from vaelib.evaluation import (
+    decoded_log_weights,
+    elbo_terms,
+    importance_weighted_bound,
+    posteriors,
+)
 from vaelib.hardware import compiled
 from vaelib.likelihoods import Bernoulli, Gaussian, log_likelihood
 from vaelib.models import VAE
@@ -198,6 +203,9 @@ def test_batches_do_not_change_the_noise(likelihood, digits):
         terms, _ = elbo_terms(model, some, seed=4, batch=batch)
         torch.testing.assert_close(terms.log_px_z, whole.log_px_z, rtol=1e-4, atol=1e-2)
         torch.testing.assert_close(terms.kl, whole.kl, rtol=1e-4, atol=1e-3)
+        q_z = posteriors(model, some, seed=4, batch=batch)
+        torch.testing.assert_close(q_z.loc, whole.q_mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(q_z.scale, whole.q_scale, rtol=1e-4, atol=1e-4)
 
 
 class LinearGaussian(VAE):

@@ -15,7 +15,7 @@ import torch
 from vaelib import files, recipes
 from vaelib.__main__ import main
 
-TRAIN = ["-m", "vaelib", "train", "--data", "mnist-5k", "--latent_dim", "3", "--widths", "[4,8]"]
+TRAIN = ["train", "--data", "mnist-5k", "--latent_dim", "3", "--widths", "[4,8]"]
 TRAIN += ["--precision", "fp32", "--eval_every", "4"]
 LAUNCHERS = {
     "torchrun": ["torchrun", "--nproc_per_node=2"],
@@ -24,12 +24,13 @@ LAUNCHERS = {
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="gloo and torchrun as on Unix")
 
 
-def launched(name: str, *more: str) -> subprocess.CompletedProcess:
+def launched(name: str, *more: str, program=("-m", "vaelib")) -> subprocess.CompletedProcess:
     """A run of `vaelib train` in two processes; its output is a file's, not a terminal's."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])  # the usual one may be taken by another test
-    program, *options = LAUNCHERS[name]
-    line = [str(Path(sys.executable).with_name(program)), *options, *TRAIN, *map(str, more)]
+    launcher, *options = LAUNCHERS[name]
+    words = [*options, *program, *TRAIN, *map(str, more)]
+    line = [str(Path(sys.executable).with_name(launcher)), *words]
     if name == "accelerate":
         line[2:2] = ["--main_process_port", port]
     clean = os.environ | {"OMP_NUM_THREADS": "1", "PET_MASTER_PORT": port}
@@ -57,7 +58,7 @@ def agree(a: dict, b: dict) -> None:
 def alone(tmp_path_factory) -> Path:
     """The run of one process, at step 8."""
     folder = tmp_path_factory.mktemp("processes") / "one"
-    one(*TRAIN[2:], "--steps", "8", "--batch_size", "16", "-e", folder)
+    one(*TRAIN, "--steps", "8", "--batch_size", "16", "-e", folder)
     return folder
 
 
@@ -92,12 +93,46 @@ def test_a_batch_that_two_can_not_share_is_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+SIGNALLED = """
+import os, signal, sys
+from vaelib import run
+from vaelib.__main__ import main
+
+real = run.Run.micro_batches
+
+def micro_batches(self, step):
+    if self.rank == 1 and step.number == 5:  # one process hears of it, in its sixth step
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # and again, as torchrun passes it on
+    return real(self, step)
+
+run.Run.micro_batches = micro_batches
+main(sys.argv[1:])
+"""
+
+
+def test_two_processes_stop_after_one_step_and_go_on_from_it(alone, tmp_path):
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    run, program = tmp_path / "run", [str(tmp_path / "signalled.py")]
+    steps = ["--steps", "8", "--batch_size", "16"]
+    done = launched("torchrun", *steps, "-e", run, program=program)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("vaelib: ")]
+    assert said == [f"vaelib: stopped at step 6; go on with: vaelib train -e {run} --resume"]
+    one("train", "-e", run, "--resume")
+    agree(state(run), state(alone))
+    rows = [files.read_json(folder / files.HISTORY) for folder in (run, alone)]
+    for key in ("step", "train_elbo", "val_elbo"):
+        assert [r[key] for r in rows[0]] == pytest.approx([r[key] for r in rows[1]], rel=1e-4)
+
+
 def test_two_processes_keep_to_one_clock(tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     done = launched("torchrun", "--minutes", "0.05", "-e", run)
     assert done.returncode == 0, done.stderr[-2000:]
     recipe = recipes.read(run)
-    assert recipe["minutes"] is None
+    assert "several processes do not compile" in done.stderr
+    assert (recipe["minutes"], recipe["compile"]) == (None, False)
     assert len(recipe["clock_steps"]) == recipes.HUNDREDTHS
     one("train", "-c", run, "-e", again)  # one process takes the very same steps
     assert state(again).keys() == state(run).keys()

@@ -53,14 +53,20 @@ def test_a_clocked_run_takes_its_minutes_and_no_more(monkeypatch, elapsed, left)
     assert len(clock) == recipes.HUNDREDTHS
 
 
-def test_recipes_for_little_time_have_what_the_run_can_use():
-    # shorter runs: smaller batches, and a compiler only where its time comes in again
-    seconds, minute, hour = (recipes.best_for(m) for m in (0.1, 1, 60))
-    assert not seconds["compile"]
-    assert minute["compile"]
-    assert minute["batch_size"] < hour["batch_size"]
-    for found in (seconds, minute, hour):
-        TrainConfig(**found)
+def test_the_last_evaluation_is_within_the_minutes(monkeypatch):
+    # a second a step, evaluations of five: the steps end five seconds before the minute does
+    now, spare = [0.0], [0.0]
+    monkeypatch.setattr(recipes.time, "perf_counter", lambda: now[0])
+    progress = []
+    for step in recipes.steps(TrainConfig(minutes=1), 0, [], 0.0, spare=lambda: spare[0]):
+        progress.append(step.progress)
+        now[0] += 1
+        if step.evaluates:
+            now[0] += 5
+            spare[0] = 5.0
+    assert progress == sorted(progress)
+    assert progress[-1] == 1
+    assert now[0] == pytest.approx(60, abs=1.5)
 
 
 def test_numbers_of_other_libraries_become_pythons(tmp_path):

@@ -1,9 +1,9 @@
 """Variational autoencoders to see, touch and check.
 
 The rooms in reading order; each imports only those before it: files, hub, choices, progress,
-recipes, blocks, likelihoods, priors, models, objectives, data, hardware, reports, evaluation,
-checkpoints, diagnosis, stream, run, training, experiments, latents, derived, figures, film,
-gallery, widgets, exercises, export, publishing, arguments, commands, __main__.
+recipes, budget, blocks, likelihoods, priors, models, objectives, data, hardware, reports,
+evaluation, checkpoints, diagnosis, stream, run, training, experiments, latents, derived, figures,
+film, gallery, widgets, exercises, export, publishing, arguments, commands, __main__.
 """
 
 from importlib import import_module

@@ -7,9 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vaelib import arguments, choices, commands, files
-from vaelib.arguments import UsageError
-from vaelib.files import UserError
+try:
+    from vaelib import arguments, choices, commands, files
+    from vaelib.arguments import UsageError
+    from vaelib.files import UserError
+except KeyboardInterrupt:  # while this is loading
+    print("vaelib: interrupted", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
 
 EXAMPLES = """examples:
   vaelib train -c mnist-2d --steps 2000 -e runs/mine    a published recipe, one key changed

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vaelib import checkpoints, choices, files, recipes
+from vaelib import budget, checkpoints, choices, files, recipes
 from vaelib.recipes import DataConfig, ModelConfig, TrainConfig
 
 SHORT = {"config": "-c", "run_dir": "-e", "output": "-o"}
@@ -48,7 +48,8 @@ EFFECTIVE = {
 }  # fmt: skip
 LIKELIHOODS_ELSEWHERE = {"mse": "gaussian, with sigma fixed (--sigma)", "bce": "bernoulli"}
 EPOCHS = ("epochs", "num_epochs", "n_epochs", "max_epochs")
-N_TRAIN = {"mnist": 55_000, "mnist-5k": 4_000}  # training images of what is always the same
+# training images of what is always the same
+N_TRAIN = {"mnist": 55_000, "mnist-5k": 4_000, "frey": 1_365, "frey-time": 1_365}
 # of a type what to give
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null",
@@ -214,8 +215,12 @@ def train_recipe(
             recipe = parser.parse_object(recipes.read(path), defaults=False).as_dict()
         except ArgumentError as error:
             raise UsageError(f"{path}: {readable(str(error))}") from error
-    if typed.get("minutes"):  # what suits the time, where nothing else was typed
-        recipe |= recipes.best_for(typed["minutes"]) | {"clock_steps": None, "plans": []}
+    minutes = typed.get("minutes")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UsageError(f"--minutes {minutes:g}: give a number above 0")
+    if minutes:  # the machine decides what suits the time, where nothing is typed
+        open_ = (*budget.SCHEDULE, "compile", *(budget.NETWORK if config is None else ()))
+        recipe |= dict.fromkeys(open_) | {"clock_steps": None, "plans": []}
     elif "steps" in typed:  # other steps than a clocked run came to
         recipe |= {"minutes": None, "clock_steps": None, "plans": []}
     return plain_lists(defaults | recipe | merged(recipe, typed))

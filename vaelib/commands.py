@@ -1,12 +1,13 @@
 """What each command of `vaelib` does. Each imports what it needs when it is run, not before."""
 
+import sys
 import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from vaelib import arguments, checkpoints, files, recipes, reports
+from vaelib import arguments, budget, checkpoints, files, recipes, reports
 from vaelib.arguments import Mode, UsageError
 
 
@@ -19,7 +20,8 @@ def train(
     run_dir : the run's folder; runs/ and the time unless given.
     resume : go on with the run in RUN_DIR, with more steps for longer.
     """
-    from vaelib import data, diagnosis, run, training
+    began = time.perf_counter()  # minutes are those of whoever waits
+    from vaelib import data, diagnosis, hardware, run, training
 
     folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     first = run.RANK == 0  # of several processes, one minds the files
@@ -33,30 +35,34 @@ def train(
         if first:
             print(over)
         return
+    opened = budget.fill_in(recipe, hardware.kind())
     model, images, trained = training.build(recipe | ({"init": None} if started else {}))
+    before = recipes.read(arguments.recipe_path(config)) if config and opened else None
+    chosen = training.settled(recipe, opened, before, model, images, trained)
     with ExitStack() as until_done:
         if first:
             until_done.enter_context(files.locked(folder))
             files.sweep(folder)
+            print(chosen, end="", file=sys.stderr)
             if not started:
+                files.write_text(folder / files.LOG, chosen)
                 files.write_recipe(folder, recipe)
                 (folder / files.FILM).unlink(missing_ok=True)
         on_eval = None
         if first and model.latent_dim == 2 and images["val"].labels is not None:
-            from vaelib import film
+            from vaelib import derived
 
-            on_eval = partial(film.keep_frame, model, images["val"], folder)
+            on_eval = partial(derived.keep_frame, model, images["val"], folder)
         try:
-            history = training.fit(model, images, trained, folder, started, on_eval)
+            history = training.fit(model, images, trained, folder, started, on_eval, began)
         except OSError as error:  # a full disk, say
             go_on = f"mend that, then {diagnosis.how_to_go_on(folder)}"
             raise files.UserError(f"{files.reason(error)}; {go_on}") from error
         if not first:
             return
-        recipe["plans"] = history.plans
+        recipe["plans"], last = history.plans, history.rows[-1]
         if trained.minutes:  # what came of the clock, in steps
-            recipe |= {"steps": history.rows[-1]["step"], "minutes": None}
-            recipe["clock_steps"] = history.clock_steps
+            recipe |= {"steps": last["step"], "minutes": None, "clock_steps": history.clock_steps}
         files.write_recipe(folder, recipe)
     n_eval = min(recipes.n_eval(trained), len(images["val"]))
     print(reports.summary(history.rows, recipe["data"], n_eval, folder))
@@ -171,7 +177,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     """Recompute a block of metrics.json and compare; write it where it is missing.
 
     name : a published checkpoint, or a run folder.
-    full : the block test_full: 5,000 samples on all test images (an hour or more on two cores).
+    full : the block test_full: 5,000 samples on all test images (one to five hours on two cores).
     offline : the block val_offline: the 5,000 validation digits, which need no download.
     overwrite : replace the block in metrics.json.
     """
@@ -257,7 +263,7 @@ def figures(names: list[str]) -> None:
 def data(name: str) -> None:
     """Fetch or locate a data set and say what is there.
 
-    name : mnist, mnist-5k, celeba or images:FOLDER; a wrong one lists them.
+    name : mnist, frey, celeba, images:FOLDER, ...; a wrong one lists them.
     """
     from vaelib import data
 

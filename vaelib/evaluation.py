@@ -44,6 +44,19 @@ def elbo_terms(
     return found, Normal(found.q_mean, found.q_scale, validate_args=False)
 
 
+@torch.inference_mode()
+def posteriors(model, images: Images, seed: int = 0, batch: int = 100) -> Normal:
+    """q(z | x) of every image, as `elbo_terms` gives it, with nothing decoded.
+
+    Shapes: N images -> Normal (N, D) on the CPU.
+    """
+    device = next(model.parameters()).device
+    seen = _seen(model, images, torch.Generator().manual_seed(seed), batch)
+    found = [model.encode(x.to(device)) for x in seen]
+    mean, scale = (torch.cat([getattr(q, k).cpu() for q in found]) for k in ("loc", "scale"))
+    return Normal(mean, scale, validate_args=False)
+
+
 def _room(t: Tensor, n_images: int, n_batches: int) -> Tensor:
     """Memory on the CPU for a term of all images; a batch that is scored as a whole has one.
 

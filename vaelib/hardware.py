@@ -5,7 +5,6 @@ import os
 import platform
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,13 +13,27 @@ from types import SimpleNamespace
 import torch
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the networks compute in bf16: where asked, or where the hardware does it itself."""
+def use_bf16(precision: str, device: torch.device, compiles: bool = True) -> bool:
+    """Whether the networks compute in bf16: where asked, or where the hardware does it itself.
+
+    On a processor where they are compiled; else fp32 is faster there (benchmarks/README.md).
+    """
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    # a processor may be held to less than it has, by ATEN_CPU_CAPABILITY
+    wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")
+    return device.type == "cpu" and compiles and wide and torch.cpu._is_avx512_bf16_supported()
+
+
+def kind() -> str:
+    """What trains here, as one of the words of `budget.MACHINES`."""
+    if torch.cuda.is_available():
+        return "gpu"
+    if use_bf16("auto", torch.device("cpu")):
+        return "bf16"
+    return "fp32" if platform.machine().lower() in ("x86_64", "amd64") else "other"
 
 
 def cpu_only() -> bool:
@@ -32,13 +45,20 @@ def cpu_only() -> bool:
     return not torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "false"
 
 
-def compiled(function):
-    """`function` through torch.compile, or as it is where there is no C++ compiler."""
+def can_compile() -> bool:
+    """Whether there is a C++ compiler for torch.compile."""
     from torch._inductor import cpp_builder
 
     try:
         cpp_builder.get_cpp_compiler()
     except Exception:  # inductor has no public name for "there is no compiler"
+        return False
+    return True
+
+
+def compiled(function):
+    """`function` through torch.compile, or as it is where there is no C++ compiler."""
+    if not can_compile():
         return function
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA on a CPU machine
     torch.compiler.reset()  # it keeps eight versions of a function, and a notebook may ask for more
@@ -46,15 +66,18 @@ def compiled(function):
 
 
 @contextmanager
-def noted_signals(active: bool) -> Iterator[SimpleNamespace]:
+def noted_signals(active: bool, several: bool = False) -> Iterator[SimpleNamespace]:
     """Where active, Ctrl-C and SIGTERM are noted as `.number`; the second one ends the process.
 
-    Not in a thread, which Python lets catch no signals.
+    Of `several` processes it does not: who started them passes the first one on once more. Not in
+    a thread, which Python lets catch no signals.
     """
-    noted = SimpleNamespace(number=None)
+    noted = SimpleNamespace(number=0)
 
     def note(number: int, _) -> None:
         noted.number = number
+        if several:
+            return
         signal.signal(number, signal.SIG_DFL)
         with suppress(OSError):  # print may be at work when a signal comes
             os.write(2, b"\nstopping after this step (once more: at once)\n")
@@ -69,11 +92,16 @@ def noted_signals(active: bool) -> Iterator[SimpleNamespace]:
             signal.signal(number, handler)
 
 
-def shared_clock(device: torch.device) -> float:
-    """Seconds by the first process's clock, the same number in all of them."""
-    now = torch.tensor(time.perf_counter(), dtype=torch.float64, device=device)
-    torch.distributed.broadcast(now, 0)
-    return now.item()
+def shared(number: float, device: torch.device, highest: bool = False) -> float:
+    """The first process's number, or the highest of all, in all of them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return number
+    found = torch.tensor(number, dtype=torch.float64, device=device)
+    if highest:
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    else:
+        torch.distributed.broadcast(found, 0)
+    return found.item()
 
 
 def environment(device: torch.device) -> dict:

@@ -8,6 +8,7 @@ import itertools
 import math
 from pathlib import Path
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
@@ -68,6 +69,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.from_latent(z).unflatten(-1, self.shape_in)  # (B, widths[-1], h, w)
+        h = h.contiguous(memory_format=torch.channels_last)
         h = self.up_blocks(self.mid_block(h))  # (B, widths[0], H/2, W/2)
         _, height, width = self.image_shape
         return self.conv_out(h)[..., :height, :width]  # sizes that do not halve evenly: crop
@@ -165,6 +167,7 @@ class VAE(nn.Module, PyTorchModelHubMixin):
             self.decoder = MLPDecoder(image_shape, latent_dim, hidden, n_hidden, n_params)
         else:
             raise ValueError(f"backbone {backbone!r}; choose unet or mlp")
+        self.to(memory_format=torch.channels_last)  # in which convolutions are faster
 
     @classmethod
     def from_pretrained(

@@ -49,7 +49,8 @@ class ModelConfig:
     hidden : units of a hidden layer (mlp).
     n_hidden : hidden layers of each side (mlp).
     likelihood : of a pixel: bernoulli, continuous_bernoulli, gaussian (fixed sigma),
-        learned_gaussian (one sigma, learned) or pixel_gaussian (a sigma for each pixel).
+        learned_gaussian (one sigma, learned), pixel_gaussian (a sigma for each pixel) or
+        sigmoid_gaussian (the same, its mean through a sigmoid).
     sigma : standard deviation of gaussian, and where learned_gaussian starts; pixels go from 0
         to 1.
     likelihood_args : further parameters of the likelihood, by name.
@@ -85,7 +86,9 @@ class TrainConfig:
     Schedule: how long, and how fast.
 
     steps : optimiser steps.
-    minutes : of wall clock, in place of steps: the schedule follows the clock.
+    minutes : of wall clock, in place of steps: the schedule follows the clock. Typed, it also has
+        batch_size, lr, kl_warmup, compile and (without -c) widths, latent_dim and n_res_blocks
+        chosen to suit the time and the machine, where they are not typed.
     clock_steps : the step at which each hundredth of a clocked run began, to replay it exactly.
     plans : of a run that was made longer: [until, steps] of each earlier plan, in order; up to
         that step the schedule was the one for so many steps.
@@ -108,8 +111,8 @@ class TrainConfig:
 
     Run: precision, evaluation, seed.
 
-    precision : of the networks (the loss is always fp32); auto takes bf16 where the processor
-        computes in it.
+    precision : of the networks (the loss is always fp32); auto takes bf16 where the hardware
+        computes in it, on a processor only if it is compiled.
     compile : use torch.compile where there is a compiler.
     eval_every : steps between evaluations on the validation split; a clocked run is evaluated
         at each tenth of its time, on 1,000 images.
@@ -189,20 +192,6 @@ def read(path: Path) -> dict:
     return WHEN_ABSENT | recipe
 
 
-def best_for(minutes: float) -> dict:
-    """The fields of a TrainConfig that suit so little time, as benchmarks/ found them.
-
-    Short runs take small batches at a high rate; the shortest have no time to compile.
-    """
-    short = minutes < 4
-    return {
-        "batch_size": 64 if short else 128,
-        "lr": 5e-3 if short else 4e-3,
-        "kl_warmup": 100 if short else 0,
-        "compile": minutes >= 0.5,
-    }
-
-
 def n_eval(config: TrainConfig) -> int:
     """Images of val to evaluate on, at most; ten evaluations of a clocked run must fit its time."""
     return 1000 if config.minutes or config.clock_steps else 5000
@@ -222,12 +211,14 @@ def steps(
     clock: list[int],
     elapsed: float,
     seconds: Callable[[], float] = lambda: time.perf_counter(),
+    spare: Callable[[], float] = lambda: 0.0,
 ) -> Iterator[Step]:
     """The steps of a run from `start` on; by the clock `seconds` when the recipe gives minutes.
 
     A clocked run of which `elapsed` seconds have passed divides what is left, once its first
-    step has compiled, into hundredths; the step at which each began is appended to `clock`. A
-    recipe of given steps with those `clock_steps` takes the same way.
+    step has compiled, into hundredths; the step at which each began is appended to `clock`. The
+    last `spare()` seconds are kept for the evaluation at the end. A recipe of given steps with
+    those `clock_steps` takes the same way.
     """
     if not config.minutes:
         for number in range(start, config.steps):
@@ -246,8 +237,9 @@ def steps(
         yield Step(number, hundredth / HUNDREDTHS, number in clock[10::10])
         now = seconds()
         first = first or now
-        passed = (now - first) / (end - first) if now < end else 1.0
-        hundredth = before + 1 + int((HUNDREDTHS - before) * passed)
+        last = end - spare()
+        passed = (now - first) / (last - first) if now < last else 1.0
+        hundredth = max(hundredth, before + 1 + int((HUNDREDTHS - before) * passed))
         number += 1
     clock += [number] * (HUNDREDTHS - len(clock))
     yield Step(number, 1.0, True)

@@ -54,6 +54,21 @@ def log_line(row: dict) -> str:
     return f"step {row['step']:,}, {row['seconds']:,.1f} s: {', '.join(numbers)}\n"
 
 
+def head(log: Path) -> str:
+    """The lines of a log from before the first step: what was chosen, and why."""
+    lines = log.read_text(encoding="utf-8").splitlines(True) if log.exists() else []
+    return "".join(line for line in lines if not line.startswith("step "))
+
+
+def write_tensorboard(folder: Path, row: dict) -> None:
+    """Add a row of the history to the run's TensorBoard files."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder) as board:
+        for name in row.keys() - {"step"}:
+            board.add_scalar(name, row[name], row["step"])
+
+
 def summary(rows: list[dict], data: str, n_eval: int, folder: Path) -> str:
     """What a finished run came to, and what to type next."""
     best = max(rows, key=lambda row: row["val_objective"])

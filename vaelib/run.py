@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from vaelib import checkpoints, files, objectives, recipes, reports
 from vaelib.data import Images, as_picture
 from vaelib.diagnosis import Stopped, TrainingError, check, collapse, diverged, how_to_go_on
 from vaelib.evaluation import active_units, elbo_terms
-from vaelib.hardware import compiled, cpu_only, noted_signals, shared_clock, use_bf16
+from vaelib.hardware import can_compile, compiled, cpu_only, noted_signals, shared, use_bf16
 from vaelib.objectives import Terms
 from vaelib.progress import COMPILING, first_is_done, progress
 from vaelib.recipes import Step, TrainConfig, kl_weight
@@ -82,6 +81,7 @@ class Run:
         resume: bool = False,
         on_eval: Callable[[History], None] | None = None,
         optimizers: list[torch.optim.Optimizer] | None = None,
+        began: float | None = None,
     ):
         self.model, self.config, self.on_eval = model, config, on_eval
         self.objective = objectives.chosen(config.objective, config.objective_args)
@@ -89,6 +89,7 @@ class Run:
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         check(model, data, config, self.objective, self.world)
+        self.go_on = how_to_go_on(Path(run_dir)) if run_dir else ""
         self.run_dir = Path(run_dir) if run_dir and self.rank == 0 else None
         self.val = data["val"].subset(recipes.n_eval(config))
         model.to(self.device, memory_format=torch.channels_last).train()
@@ -97,7 +98,7 @@ class Run:
         self.stream = Stream(model, data["train"].to(self.device), config, with_noise)
         self.history, self.start, self.best = History(plans=config.plans), 0, -math.inf
         self.running: dict[str, Tensor] = {}  # sums of means since the last evaluation
-        self.evaluated, self.elapsed = 0, 0.0  # step and seconds at the last evaluation
+        self.evaluated, self.elapsed, self.spare = 0, 0.0, 0.0  # step, end, length of the last one
         self.made = getattr(model, "_hub_mixin_config", None)  # the model's arguments
         self.extra: dict[str, Tensor] = {}  # what another way to train keeps in the state
         if self.run_dir or resume:
@@ -105,12 +106,13 @@ class Run:
         if resume:
             self.resume(Path(run_dir))
         self.wrapped = self.accelerator.prepare_model(model)  # DistributedDataParallel, of several
-        compiles = config.compile and self.world == 1
-        self.compute = compiled(self.objective) if compiles else self.objective
+        self.compiles = config.compile and self.world == 1 and can_compile()
+        self.compute = compiled(self.objective) if self.compiles else self.objective
         self.said: set[str] = set()  # warnings, each said once
-        bf16 = use_bf16(config.precision, self.device)
+        bf16 = use_bf16(config.precision, self.device, self.compiles)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, bf16)
-        self.began = time.perf_counter()
+        self.timed = time.perf_counter()  # from here images are counted, seconds from `began`
+        self.began = self.timed if began is None else began
 
     def resume(self, folder: Path) -> None:
         """Go on from the state in a folder; TrainingError where it is of another run."""
@@ -134,6 +136,7 @@ class Run:
             )
         self.history, self.start, self.best = History(**run["history"]), run["step"], run["best"]
         self.evaluated, self.elapsed = run["evaluated"], run["elapsed"]
+        self.spare = run.get("spare", 0.0)
         names = [key for key in self.extra if key.startswith("running.")]
         self.running = {key[8:]: self.extra.pop(key).to(self.device) for key in names}
         if self.config.steps > before["steps"]:
@@ -142,25 +145,27 @@ class Run:
 
     def steps(self) -> Iterator[Step]:
         """The steps still to do, behind a progress bar."""
-        config, clock, shared = self.config, self.history.clock_steps, self.world > 1
-        seconds = partial(shared_clock, self.device) if shared else time.perf_counter
-        compiles = self.compute is not self.objective
+        config, clock, clocked = self.config, self.history.clock_steps, self.config.minutes
+
+        def seconds() -> float:
+            return shared(time.perf_counter(), self.device)
+
+        elapsed = shared(self.elapsed + seconds() - self.began, self.device) if clocked else 0.0
         self.bar = progress(
-            recipes.steps(config, self.start, clock, self.elapsed, seconds),
-            f"{config.minutes:g} minutes" if config.minutes else None,
-            None if config.minutes else config.steps,
+            recipes.steps(config, self.start, clock, elapsed, seconds, lambda: self.spare),
+            f"{clocked:g} minutes" if clocked else None, None if clocked else config.steps,
             initial=self.start, unit="step", disable=self.rank > 0, mininterval=0.5,
-            postfix=COMPILING if compiles else None,
+            postfix=COMPILING if self.compiles else None,
         )  # fmt: skip
-        with noted_signals(bool(self.run_dir) and self.world == 1) as noted:
+        with noted_signals(bool(self.go_on), self.world > 1) as noted:
             for step in self.bar:
                 yield step
                 if step.number == self.start:
                     first_is_done(self.bar)
-                if noted.number and step.progress != 1:
-                    self.save_state(step.number + 1)
-                    go_on = how_to_go_on(self.run_dir)
-                    raise Stopped(f"stopped at step {step.number + 1:,}; {go_on}", noted.number)
+                number = shared(noted.number, self.device, highest=True)
+                if number and step.progress != 1:
+                    self.save_state(done := step.number + 1)
+                    raise Stopped(f"stopped at step {done:,}; {self.go_on}", int(number))
 
     def epoch(self, step: Step) -> float:
         """How many times each training image has been seen before this step."""
@@ -205,7 +210,7 @@ class Run:
         row = {f"train_{name}": mean / n_steps for name, mean in means.items()}
         if not (all(map(math.isfinite, row.values())) and torch.isfinite(norm)):
             raise TrainingError(diverged(self.model, terms, step.number, self.config, row))
-        speed = n_steps * self.config.batch_size / (time.perf_counter() - self.began)
+        speed = n_steps * self.config.batch_size / ((now := time.perf_counter()) - self.timed)
         row |= {"step": step.number + 1, "beta": kl_weight(step.number, self.config)}
         with self.autocast:
             row |= self.validate(step)
@@ -223,7 +228,8 @@ class Run:
             self.save(row)
         if self.on_eval:
             self.on_eval(self.history)
-        self.began = time.perf_counter()
+        self.began = self.timed = time.perf_counter()
+        self.spare = shared(self.began - now, self.device)
 
     def warn(self, kind: str, message: str) -> None:
         """Warn beside the progress bar, once of each kind."""
@@ -234,13 +240,16 @@ class Run:
 
     def save_state(self, step: int) -> None:
         """Keep all that the run needs to go on after this step."""
+        running = {k: self.accelerator.reduce(v, "mean") for k, v in self.running.items()}
+        if not self.run_dir:
+            return
         elapsed = self.elapsed
         if step > self.evaluated:  # between two evaluations
             elapsed += time.perf_counter() - self.began
         run = {"step": step, "best": self.best, "images": self.images, "elapsed": elapsed}
         run |= {"config": asdict(self.config), "history": asdict(self.history), "model": self.made}
-        run["evaluated"] = self.evaluated
-        extra = self.extra | {f"running.{name}": value for name, value in self.running.items()}
+        run |= {"evaluated": self.evaluated, "spare": self.spare}
+        extra = self.extra | {f"running.{name}": value for name, value in running.items()}
         path = self.run_dir / files.STATE
         checkpoints.save_state(path, self.model, self.optimizers, extra, run)
 
@@ -273,11 +282,11 @@ class Run:
             checkpoints.save(self.model, self.run_dir)
         draw_samples(self.model, self.run_dir / "samples" / f"{row['step']:07d}.png", self.device)
         files.write_json(self.run_dir / files.HISTORY, self.history.rows)
-        log = "".join(map(reports.log_line, self.history.rows))
-        files.write_text(self.run_dir / files.LOG, log)
+        log = [reports.head(self.run_dir / files.LOG), *map(reports.log_line, self.history.rows)]
+        files.write_text(self.run_dir / files.LOG, "".join(log))
         self.save_state(row["step"])
         if self.config.tensorboard:
-            write_tensorboard(self.run_dir / "tensorboard", row)
+            reports.write_tensorboard(self.run_dir / "tensorboard", row)
 
 
 @torch.inference_mode()
@@ -289,12 +298,3 @@ def draw_samples(model, path: Path, device) -> None:
     grid = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 2, 0, 2))
     with files.atomic(path) as temporary:
         as_picture(grid).save(temporary, format="png")
-
-
-def write_tensorboard(folder: Path, row: dict) -> None:
-    """Add a row of the history to the run's TensorBoard files."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(folder) as board:
-        for name in row.keys() - {"step"}:
-            board.add_scalar(name, row[name], row["step"])

@@ -1,18 +1,18 @@
 """Training: `fit` is one loop. Draw a batch, objective, backward, step; sometimes evaluate."""
 
+import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from vaelib import checkpoints, choices, data, objectives
+from vaelib import budget, checkpoints, choices, data, hardware, objectives
 from vaelib.data import Images
 from vaelib.diagnosis import TrainingError, check
-from vaelib.hardware import cpu_only
 from vaelib.models import VAE
-from vaelib.recipes import DataConfig, ModelConfig, TrainConfig, kl_weight, learning_rate
+from vaelib.recipes import DataConfig, ModelConfig, Step, TrainConfig, kl_weight, learning_rate
 from vaelib.run import History, Run, make_optimizer
 
 
@@ -23,17 +23,19 @@ def fit(
     run_dir: Path | str | None = None,
     resume: bool = False,
     on_eval: Callable[[History], None] | None = None,
+    began: float | None = None,
 ) -> History:
     """Train `model` in place on data["train"], watching data["val"].
 
     With `run_dir`, the weights best on val, the history, sample pictures and the state are
     kept there, and `resume` goes on from that state to the very weights of an unbroken run;
     with more steps in `config`, the schedule goes on as if they had been planned.
-    `on_eval(history)` is called after each evaluation. Without `run_dir` the model ends
-    with its last weights. Raises TrainingError when the loss is not finite, or when there
-    is nothing to resume.
+    `on_eval(history)` is called after each evaluation. `began` is when the run's seconds and a
+    clocked run's minutes began, by time.perf_counter: now, unless given. Without `run_dir` the
+    model ends with its last weights. Raises TrainingError when the loss is not finite, or when
+    there is nothing to resume.
     """
-    run = Run(model, data, config, run_dir, resume, on_eval)
+    run = Run(model, data, config, run_dir, resume, on_eval, began=began)
     (optimizer,) = run.optimizers
     for step in run.steps():
         beta = torch.tensor(kl_weight(step.number, config), device=run.device)
@@ -67,7 +69,7 @@ def build(recipe: dict) -> tuple[VAE, dict[str, Images], TrainConfig]:
     source, config = DataConfig(**data_keys), TrainConfig(**train_keys)
     size = {"image_size": source.image_size, "channels": source.channels}
     objective = objectives.chosen(config.objective, config.objective_args)
-    processes = PartialState(cpu=cpu_only())
+    processes = PartialState(cpu=hardware.cpu_only())
     with processes.local_main_process_first():  # one process decodes, the others wait
         images = {split: data.load(source.data, split, **size) for split in ("train", "val")}
     torch.manual_seed(config.seed)
@@ -84,3 +86,58 @@ def build(recipe: dict) -> tuple[VAE, dict[str, Images], TrainConfig]:
             )
         model.load_state_dict(weights)
     return model, images, config
+
+
+def settled(
+    recipe: dict, opened: list[str], before: dict | None, model, data: dict[str, Images],
+    config: TrainConfig,
+) -> str:  # fmt: skip
+    """Settle whether to compile, if that is open, and say in a line what the machine has chosen.
+
+    `opened` are the keys of the recipe that it chose (of none there is no line), `before` the
+    recipe that they were in.
+    """
+    if not opened:
+        return ""
+    kind, why = hardware.kind(), ""
+    if recipe["compile"] is None:
+        pays, why = budget.compiles(recipe["minutes"], kind), None
+        if PartialState().num_processes > 1:
+            pays, why = False, "several processes do not compile"
+        elif pays is not False and not hardware.can_compile():
+            pays, why = False, "there is no C++ compiler"
+        elif pays is None:
+            pays, why = compiling_pays(model, data, config)
+        recipe["compile"] = config.compile = pays
+        why = why or budget.WHY.get((kind, pays), "it would take longer than it saves")
+    return budget.said(recipe, opened, kind, why, before) + "\n"
+
+
+def compiling_pays(
+    model, data: dict[str, Images], config: TrainConfig, n_steps: int = 10
+) -> tuple[bool, str]:
+    """Whether the networks are a tenth faster compiled on this machine; and both rates, in words.
+
+    By some batches forward and backward of either kind, which change no weight.
+    """
+    rates = []
+    for compiles in (False, True):
+        run = Run(model, data, replace(config, compile=compiles))
+        try:
+            for number in range(2 + n_steps):
+                if number == 2:
+                    began = time.perf_counter()
+                step = Step(number, 0.0, False)
+                for batch in run.micro_batches(step):
+                    terms = run.objective_terms(batch, torch.tensor(1.0, device=run.device), step)
+                    terms.objective.mean().backward()
+                terms.objective.mean().item()  # a GPU is not ahead of its clock
+        except Exception as error:  # whatever the compiler raises
+            if not compiles:
+                raise
+            return False, f"compiling failed: {type(error).__name__}"
+        finally:
+            model.zero_grad(set_to_none=True)
+        rates.append(n_steps * config.batch_size / (time.perf_counter() - began))
+    plain, fast = rates
+    return fast > 1.1 * plain, f"{fast:,.0f} images/s compiled, {plain:,.0f} not"

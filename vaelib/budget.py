@@ -1,0 +1,79 @@
+"""What suits a training of so many minutes on the machine at hand, as benchmarks/ found it.
+
+No torch here: the machine comes as one of the words of `hardware.kind`.
+"""
+
+import math
+
+MACHINES = {
+    "bf16": "a processor that computes in bf16",
+    "fp32": "a processor without fast bf16",
+    "gpu": "a GPU",
+    "other": "a processor of unknown kind",
+}
+NETWORK, SCHEDULE = ("widths", "latent_dim", "n_res_blocks"), ("batch_size", "lr", "kl_warmup")
+# from so many minutes on, NETWORK for images of up to 32x32 pixels: where there is bf16, or not
+FAST = {0: ([8, 32], 32, 1), 2: ([8, 32, 64], 32, 1), 5: ([8, 32, 64], 50, 2),
+        10: ([16, 32, 64], 50, 2)}  # fmt: skip
+SLOW = {0: ([4, 32], 32, 1), 2: ([8, 32], 32, 1), 5: ([8, 32, 64], 32, 1),
+        10: ([8, 32, 64], 50, 2)}  # fmt: skip
+LARGE = {0: ([32, 64, 128], 64, 1)}  # for larger images
+# from so many minutes on, SCHEDULE: the shorter the run, the higher the rate
+SCHEDULES = {
+    "bf16": {0: (64, 5e-3, 100), 4: (128, 4e-3, 0)},
+    "fp32": {0: (128, 6e-3, 100), 2: (128, 4e-3, 0)},
+}
+SIZES = {"mnist": 28, "mnist-5k": 28, "frey": [28, 20], "frey-time": [28, 20]}  # of one size
+WORTH = 5.0  # minutes from which it may be tried whether compiling pays
+# why it is compiled or not
+WHY = {
+    ("bf16", True): "compiling pays there within two minutes",
+    ("bf16", False): "compiling would take longer than it saves",
+    ("fp32", False): "compiling saves nothing there",
+}
+
+
+def suiting(recipe: dict, kind: str) -> dict:
+    """What suits the recipe's minutes and images on such a machine: NETWORK and SCHEDULE."""
+    size = SIZES.get(recipe["data"], recipe["image_size"])
+    sides = [*size, *size][:2] if isinstance(size, list | tuple) else [size, size]
+    small = FAST if kind in ("bf16", "gpu") else SLOW
+    tables = (
+        small if math.prod(sides) <= 32 * 32 else LARGE, SCHEDULES.get(kind, SCHEDULES["fp32"])
+    )  # fmt: skip
+    found = [table[max(at for at in table if at <= recipe["minutes"])] for table in tables]
+    return dict(zip(NETWORK + SCHEDULE, found[0] + found[1], strict=True))
+
+
+def fill_in(recipe: dict, kind: str) -> list[str]:
+    """Put what suits the recipe's minutes where it is open (None); returns which keys were.
+
+    Whether to compile stays open; see `training.settled`.
+    """
+    opened = [key for key in (*NETWORK, *SCHEDULE, "compile") if recipe[key] is None]
+    if set(opened) - {"compile"}:
+        recipe |= {key: v for key, v in suiting(recipe, kind).items() if key in opened}
+    return opened
+
+
+def compiles(minutes: float, kind: str) -> bool | None:
+    """Whether to compile in so much time on such a machine; None where only trying tells."""
+    known = {"bf16": minutes >= 2, "fp32": False}
+    return known.get(kind, None if minutes >= WORTH else False)
+
+
+def said(recipe: dict, opened: list[str], kind: str, why: str, before: dict | None = None) -> str:
+    """One line: what was chosen for the recipe's minutes on such a machine, and why.
+
+    `opened` are the keys that were; `before` is the recipe that they were in, if any.
+    """
+    idle = ("widths", "n_res_blocks") if recipe["backbone"] == "mlp" else ()
+    words = [
+        f"{key} {recipe[key]}" + (f" (was {before[key]})" if before and key in before else "")
+        for key in opened if key not in idle
+    ]  # fmt: skip
+    if before:
+        words.append("all else as in that recipe, or as typed")
+    s = "s" * (recipe["minutes"] != 1)
+    head = f"{recipe['minutes']:g} minute{s} on {MACHINES[kind]}: "
+    return f"{head}{'; '.join(words)}" + (f" ({why})" if why else "")
