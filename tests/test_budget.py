@@ -31,7 +31,6 @@ def test_every_budget_has_a_network_and_a_schedule(minutes, kind):
         ModelConfig(**{key: found.pop(key) for key in budget.NETWORK})
         TrainConfig(minutes=minutes, **found)
         assert set(found) == set(budget.SCHEDULE)
-    assert budget.compiles(minutes, kind) in (True, False, None)
 
 
 @pytest.mark.parametrize("kind", budget.MACHINES)
@@ -60,12 +59,17 @@ def test_where_there_is_no_bf16_networks_are_smaller():
 
 
 def test_compiling_is_tried_where_nobody_knows_and_there_is_time():
-    assert not budget.compiles(60, "fp32")
-    assert budget.compiles(60, "bf16")
-    assert not budget.compiles(1, "bf16")
-    for kind in ("gpu", "other"):
-        assert budget.compiles(budget.WORTH, kind) is None
-        assert budget.compiles(budget.WORTH / 2, kind) is False
+    def compiles(minutes, kind, **more):
+        recipe = {"minutes": minutes, "widths": [8, 32], "backbone": "unet"} | more
+        return budget.compiles(recipe, kind)[0]
+
+    assert compiles(60, "fp32") is compiles(1, "fp32") is False
+    assert compiles(60, "bf16") is True
+    assert compiles(1, "bf16") is False
+    unknown = {"gpu": {}, "other": {}, "fp32": {"widths": [32, 64]}}
+    for kind, more in (*unknown.items(), ("fp32", {"backbone": "mlp"})):
+        assert compiles(budget.WORTH, kind, **more) is None
+        assert compiles(budget.WORTH / 2, kind, **more) is False
 
 
 def test_typed_minutes_leave_the_network_open_only_where_no_recipe_is_named():
@@ -113,7 +117,7 @@ def test_the_machine_settles_whether_to_compile(pays, monkeypatch):
     assert not {"images/s", "compil"} & set(line.replace("ing", " ").split())
     for kind, minutes, compiler, wanted in (
         ("bf16", 1, True, False), ("bf16", 5, True, True), ("bf16", 5, False, False),
-        ("gpu", 5, False, False), ("gpu", 1, True, False), ("fp32", 5, True, False),
+        ("gpu", 20, False, False), ("gpu", 1, True, False), ("fp32", 20, True, False),
     ):  # fmt: skip
         recipe, line = settle(kind, pays, monkeypatch, minutes, compiler)
         assert recipe["compile"] is wanted

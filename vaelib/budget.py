@@ -24,12 +24,13 @@ SCHEDULES = {
     "fp32": {0: (128, 6e-3, 100), 2: (128, 4e-3, 0)},
 }
 SIZES = {"mnist": 28, "mnist-5k": 28, "frey": [28, 20], "frey-time": [28, 20]}  # of one size
-WORTH = 5.0  # minutes from which it may be tried whether compiling pays
+WORTH = 20.0  # minutes from which trying whether compiling pays takes a small part
+NARROW = 8  # channels at half of the image's size up to which compiling saves nothing in fp32
 # why it is compiled or not
 WHY = {
     ("bf16", True): "compiling pays there within two minutes",
     ("bf16", False): "compiling would take longer than it saves",
-    ("fp32", False): "compiling saves nothing there",
+    ("fp32", False): "compiling so narrow a network saves nothing there",
 }
 
 
@@ -56,10 +57,20 @@ def fill_in(recipe: dict, kind: str) -> list[str]:
     return opened
 
 
-def compiles(minutes: float, kind: str) -> bool | None:
-    """Whether to compile in so much time on such a machine; None where only trying tells."""
-    known = {"bf16": minutes >= 2, "fp32": False}
-    return known.get(kind, None if minutes >= WORTH else False)
+def compiles(recipe: dict, kind: str) -> tuple[bool | None, str]:
+    """Whether to compile in the recipe's minutes on such a machine, and why.
+
+    None where only trying tells.
+    """
+    minutes, narrow = recipe["minutes"], recipe["widths"][0] <= NARROW
+    if kind == "bf16" or (kind == "fp32" and narrow and recipe["backbone"] == "unet"):
+        pays = kind == "bf16" and minutes >= 2
+        return pays, WHY[kind, pays]
+    return (
+        (None, "")
+        if minutes >= WORTH
+        else (False, "to try whether compiling pays would take too long")
+    )
 
 
 def said(recipe: dict, opened: list[str], kind: str, why: str, before: dict | None = None) -> str:

@@ -101,7 +101,7 @@ def settled(
         return ""
     kind, why = hardware.kind(), ""
     if recipe["compile"] is None:
-        pays, why = budget.compiles(recipe["minutes"], kind), None
+        pays, why = budget.compiles(recipe, kind)
         if PartialState().num_processes > 1:
             pays, why = False, "several processes do not compile"
         elif pays is not False and not hardware.can_compile():
@@ -109,7 +109,6 @@ def settled(
         elif pays is None:
             pays, why = compiling_pays(model, data, config)
         recipe["compile"] = config.compile = pays
-        why = why or budget.WHY.get((kind, pays), "it would take longer than it saves")
     return budget.said(recipe, opened, kind, why, before) + "\n"
 
 

@@ -154,16 +154,14 @@ def traversals(
         column = tile(originals, 1)
         page, first, mark = np.concatenate([column, white, page], axis=1), across + 4, 0
     places = 0 if torch.equal(values, values.round()) else 1
-    labels = [f"{round(v, places) + 0.0:+.{places}f}" for v in values.tolist()]
-    labels = [label.replace("-", "\u2212").replace("+0.0", "0") for label in labels]
-    labels = ["0" if label == "+0" else label for label in labels]
+    labels = [f"{v:+.{places}f}".replace("-", "\u2212") for v in values.tolist()]
+    labels = [label if set(label) & set("123456789") else "0" for label in labels]
     left = label_room(row_labels)
     width = max(fitting(len(labels) + (originals is not None), images[0]), left + 1)
     axes = sheet(page, width, title, left, LINE, 0.03).axes[0]
     middles = first + np.arange(len(values)) * across + (across - 2) / 2 - 0.5
-    fit = (
-        across / page.shape[1] * (width - left - EDGE) - 0.05
-    )  # where not all fit, some are left out
+    # where not all fit, some are left out
+    fit = across / page.shape[1] * (width - left - EDGE) - 0.05
     every, half = math.ceil(max(map(text_width, labels)) / fit), len(labels) // 2
     every = next((n for n in range(every, half + 1) if half % n == 0), every)  # both ends too
     labels = [label if (i - half) % every == 0 else "" for i, label in enumerate(labels)]
