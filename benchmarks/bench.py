@@ -372,7 +372,8 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for section in chosen.sections or SECTIONS:
         made = environment(torch.device("cpu")) | {"date": time.strftime("%F"), "kind": kind()}
-        results[section] = {"made_with": made, "found": SECTIONS[section](chosen.full)}
+        parts = results.setdefault(section, {})  # by the kind of processor
+        parts[made["kind"]] = {"made_with": made, "found": SECTIONS[section](chosen.full)}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         report.write(results)
 

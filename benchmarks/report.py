@@ -62,13 +62,14 @@ def nats_table(found: dict) -> str:
         head = ["seconds", "seeds", *(WHO[who] for who in shown), "ahead of the plain loop"]
         head += ["its wall time at most, s", "foreign load"]
         parts += [f"On {MACHINES[kind]}:", table(head, rows), "\n".join(told)]
-    return "\n\n".join([*parts, "![test -ELBO against seconds](nats.png)"])
+    here = next(iter(found)).split()[0]
+    return "\n\n".join([*parts, f"![test -ELBO against seconds](nats-{here}.png)"])
 
 
 def rates_table(found: dict) -> str:
     peaks = {key: value["rate"] for key, value in found.items() if "rate" in value}
     text = "Best rates measured: " + ", ".join(
-        f"{key} {rate:.0f} {'GB/s' if key == 'copy' else 'GFLOP/s'}" for key, rate in peaks.items()
+        f"{key} {rate:.3g} {'GB/s' if key == 'copy' else 'GFLOP/s'}" for key, rate in peaks.items()
     )
     best = max(rate for key, rate in peaks.items() if key != "copy")
     rows = []
@@ -148,20 +149,19 @@ PARTS = {
 
 
 def write(results: dict) -> None:
-    """Put what there is of results into README.md."""
+    """Put what there is of results into README.md: of each section the kinds of processor."""
     parts = []
     for key, (title, make) in PARTS.items():
-        if key in results:
-            made = results[key]["made_with"]
+        for kind, part in results.get(key, {}).items():
+            made = part["made_with"]
             on = (
-                f"{made['date']}, {made['processor']} ({MACHINES[made['kind']]}), "
-                f"{made['threads']} cores, PyTorch {made['torch']}, Python {made['python']}."
+                f"{made['date']}, {made['processor']}, {made['threads']} cores, PyTorch "
+                f"{made['torch']}, Python {made['python']}."
             )
-            parts += [f"### {title}", on, make(results[key]["found"])]
-    if "nats" in results:
-        plot(results["nats"]["found"]).savefig(
-            HERE / "nats.png", dpi=130, metadata={"Software": None}
-        )
+            parts += [f"### {title}: {MACHINES[kind]}", on, make(part["found"])]
+    for kind, part in results.get("nats", {}).items():
+        figure, to = plot(part["found"]), HERE / f"nats-{kind}.png"
+        figure.savefig(to, dpi=130, metadata={"Software": None})
     page = (HERE / "README.md").read_text(encoding="utf-8")
     before, rest = page.split(BEGIN)
     text = before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + rest.split(END)[1]
