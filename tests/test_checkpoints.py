@@ -39,6 +39,24 @@ def test_round_trip(small_vae, folder):
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
 
 
+def test_weights_stored_as_fp16_load_as_the_same_numbers_in_fp32(small_vae, folder):
+    size = (folder / "model.safetensors").stat().st_size
+    publishing.halve(folder)
+    assert (folder / "model.safetensors").stat().st_size < 0.55 * size
+    for key, value in VAE.from_pretrained(folder).state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, small_vae.state_dict()[key].half().float())
+    large = {
+        key: torch.full_like(value, 1e6, dtype=torch.float32)
+        for key, value in load_file(folder / "model.safetensors").items()
+    }
+    save_file(large, folder / "model.safetensors")
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"\S+ is too large for fp16; store"):
+        publishing.halve(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
 def test_the_mixins_own_save_is_readable_too(small_vae, tmp_path):
     small_vae.save_pretrained(tmp_path)
     assert VAE.from_pretrained(tmp_path).latent_dim == 3
@@ -216,7 +234,34 @@ def test_published_weights_are_small(name):
     assert (checkpoints.find(name) / "model.safetensors").stat().st_size < most
 
 
-@pytest.mark.parametrize("name", [n for n in PUBLISHED if not n.startswith("celeba")])
+FACES = ("celeba", "paper-frey")  # whose images do not come with the installation
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if n.startswith("paper-frey")])
+def test_the_faces_numbers_are_reproduced_from_the_definition(name):
+    block = files.read_metrics(checkpoints.find(name))["test_quick"]
+    try:
+        images = data.load("frey", "test")
+    except data.DataError as error:
+        pytest.skip(str(error))
+    assert block["sha256"] == images.sha256
+    model = checkpoints.load_checkpoint(name)
+    # log N(x; mean, scale) of the dequantised pixels, one draw of z for each image
+    generator = torch.Generator().manual_seed(0)
+    x = (images.images + torch.rand(images.images.shape, generator=generator)) / 256
+    eps = torch.randn(1, 400, model.latent_dim, generator=generator)[0]
+    with torch.inference_mode():
+        mean, logvar = model.encoder(x).chunk(2, 1)
+        a, r = model.decoder(mean + (logvar / 2).exp() * eps).chunk(2, 1)
+        scale = 1 / 256 + r.exp().log1p()
+        error = ((x - a.sigmoid()) / scale).square()
+        nats = -(0.5 * error + scale.log() + 0.5 * math.log(2 * math.pi)).sum((1, 2, 3))
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
+    assert -nats.mean().item() == pytest.approx(block["reconstruction"][0], abs=0.1)
+    assert (kl - nats).mean().item() == pytest.approx(block["neg_elbo"][0], abs=0.1)
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if not n.startswith(FACES)])
 def test_val_offline_is_reproduced(name):
     """All 5,000 digits for the ELBO and the first images' bound, as `vaelib evaluate` has it."""
     block = files.read_metrics(checkpoints.find(name))["val_offline"]

@@ -39,11 +39,11 @@ def plan(tmp_path, monkeypatch, images):
     monkeypatch.setattr("vaelib.data.load", lambda name, split, **_: few[split])
     fitted = []
 
-    def counted(model, images, config):
+    def counted(model, images, config, **more):
         fitted.append((config.kl_warmup, config.beta, config.seed))
-        return fit(model, images, config)
+        return fit(model, images, config, **more)
 
-    monkeypatch.setattr(experiments, "fit", counted)
+    monkeypatch.setitem(experiments.WAYS, "fit", counted)
     path = tmp_path / "tiny.yaml"
 
     def write(**changes):
@@ -76,13 +76,13 @@ def test_every_combination_is_run_with_every_seed_and_says_how_far_it_is(plan, c
 
 
 def test_the_time_that_is_left_is_that_of_the_last_run_for_each(plan, monkeypatch, capsys):
-    now, fit_one = [0.0], experiments.fit
+    now, fit_one = [0.0], experiments.WAYS["fit"]
 
     def slow(*args):
         now[0] += 60 * (len(plan[1]) + 1)  # a minute, two, three, ...
         return fit_one(*args)
 
-    monkeypatch.setattr(experiments, "fit", slow)
+    monkeypatch.setitem(experiments.WAYS, "fit", slow)
     monkeypatch.setattr(experiments, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     main(["experiment", str(plan[0]())])
     said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
@@ -106,20 +106,20 @@ def test_results_are_the_last_rows_with_the_keys_that_change(plan):
 def test_a_killed_experiment_goes_on_where_it_stopped(plan, monkeypatch):
     write, fitted, _ = plan
     path = write()
-    counted = experiments.fit
+    counted = experiments.WAYS["fit"]
 
     def killed(*args):
         if len(fitted) == 3:
             raise KeyboardInterrupt
         return counted(*args)
 
-    monkeypatch.setattr(experiments, "fit", killed)
+    monkeypatch.setitem(experiments.WAYS, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         experiments.run(path)
     before = files.read_json(path.with_suffix(".json"))["runs"]
     assert len(before) == 3
 
-    monkeypatch.setattr(experiments, "fit", counted)
+    monkeypatch.setitem(experiments.WAYS, "fit", counted)
     experiments.run(path)
     assert fitted == ALL  # each once
     after = files.read_json(path.with_suffix(".json"))
@@ -143,7 +143,7 @@ def test_what_another_torch_computed_is_run_again(plan):
 def test_a_kill_amid_new_runs_loses_none_of_the_old(plan, monkeypatch):
     write, fitted, _ = plan
     experiments.run(write())
-    counted = experiments.fit
+    counted = experiments.WAYS["fit"]
 
     def killed(*args):
         if len(fitted) == len(ALL) + 1:
@@ -152,7 +152,7 @@ def test_a_kill_amid_new_runs_loses_none_of_the_old(plan, monkeypatch):
 
     path = write(seeds=[7, 0, 1])
     with monkeypatch.context() as patch:
-        patch.setattr(experiments, "fit", killed)
+        patch.setitem(experiments.WAYS, "fit", killed)
         with pytest.raises(KeyboardInterrupt):
             experiments.run(path)
     experiments.run(path)
@@ -227,6 +227,82 @@ def test_a_wrong_plan_is_one_line(plan, changes, says):
     assert not fitted
 
 
+def test_ways_to_train_few_images_and_columns_besides(plan):
+    write, _, few = plan
+    few["test"] = few["val"]
+    recipe = PLAN["recipe"] | {"also": ["test", "marginal"]}
+    grid = [
+        {"way": ["fit", "wake_sleep"], "n_train": [10]},
+        {"way": ["mcem"], "n_train": [20], "seed": [5]},
+    ]
+    path = write(recipe=recipe, grid=grid, takes="no time")
+    experiments.run(path)
+    runs = files.read_json(path.with_suffix(".json"))["runs"]
+    assert [(run["keys"]["way"], run["seed"]) for run in runs] == [
+        ("fit", 0), ("fit", 1), ("wake_sleep", 0), ("wake_sleep", 1), ("mcem", 5)
+    ]  # fmt: skip
+    assert runs[0]["images"]["train"] == few["train"].subset(10).sha256
+    assert runs[-1]["images"]["train"] == few["train"].subset(20).sha256
+    for run in runs:
+        row = run["history"][-1]
+        assert {"test_elbo", "test_reciprocal", "train_weighted", "test_acceptance"} <= row.keys()
+        # an estimate of log p(x) is above its bound
+        assert row["test_weighted"] > row["test_elbo"] - 1
+        if "val_elbo" in row:  # test and val are the same images here, and so is the noise
+            assert row["test_elbo"] == pytest.approx(row["val_elbo"], abs=2e-3)
+    assert runs[0]["history"] != runs[2]["history"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"way": ["wakesleep"]}, "way 'wakesleep', did you mean wake_sleep?"),
+        ({"also": [["tset"]]}, "also 'tset', did you mean test?"),
+        ({"n_train": [21]}, "n_train 21: give 1 to 20"),
+        ({"n_train": [0]}, "n_train 0: give 1 to 20"),
+        ({"way": ["mcem"], "beta": [2.0]}, "Monte Carlo EM has no beta"),
+        ({"way": ["wake_sleep"], "kl_warmup": [2]}, "wake-sleep has no kl_warmup"),
+        ({"latent_dim": [5], "also": [["marginal"]]}, "5 dimensions are too many"),
+        ({"latent_dim": [5], "way": ["mcem"]}, "5 dimensions are too many"),
+        ({"way": ["mcem"], "flip": [True]}, "Monte Carlo EM has no flip"),
+        ({"also": ["test"]}, "also: test: give a list"),
+    ],
+)
+def test_what_a_way_to_train_does_not_take_is_one_line(plan, keys, says):
+    write, fitted, few = plan
+    few["test"] = few["val"]
+    with pytest.raises((files.UserError, ValueError)) as caught:
+        experiments.run(write(grid=[keys]))
+    assert says in str(caught.value)
+    assert not fitted
+    assert "\n" not in str(caught.value)
+
+
+def test_what_it_takes_is_said_beforehand(plan, capsys):
+    write, fitted, _ = plan
+    experiments.run(write(takes="an hour of one core"))
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == "tiny: 6 runs, which take an hour of one core together; what is kept counts"
+    experiments.run(write(takes="an hour of one core", seeds=[0, 1]))
+    assert len(fitted) == 6
+    capsys.readouterr()
+    experiments.run(write(seeds=[1]))
+    assert "3 runs, 0 of them new; 3 dropped that are no longer planned" in capsys.readouterr().out
+
+
+def test_one_process_alone_writes_the_results(plan):
+    write, fitted, _ = plan
+    path = write()
+    with files.locked(path.parent, ".tiny.lock"), pytest.raises(files.FileError) as caught:
+        experiments.run(path)
+    assert (
+        str(caught.value) == f"{path.parent / 'tiny'} is being written by another run; wait for it"
+    )
+    assert not fitted
+    experiments.run(path)
+    assert fitted == ALL
+
+
 def test_an_unknown_experiment_names_the_nearest():
     with pytest.raises(ExperimentError, match=r"no experiment 'warm-upp'.*warm-up"):
         experiments.find("warm-upp")
@@ -251,5 +327,5 @@ def test_committed_results_are_of_the_committed_plan(path, images):
         assert run["history"][-1]["step"] == run["recipe"]["steps"]
         if run["recipe"]["data"] == "mnist-5k":
             assert run["images"] == {split: images[split].sha256 for split in images}
-    assert path.with_suffix(".json").stat().st_size < 200_000
+    assert path.with_suffix(".json").stat().st_size < 1_500_000
     assert len({run["seed"] for run in plan}) >= 3

@@ -41,6 +41,39 @@ def test_frames_are_added_one_after_the_other_and_saved(tmp_path, digits):
     assert times[0] == pytest.approx(times[1])
 
 
+def test_without_labels_the_film_is_of_the_same_draws_as_they_become_pictures(tmp_path):
+    torch.manual_seed(0)
+    model = VAE((1, 28, 20), 3, "mlp", hidden=8, likelihood="sigmoid_gaussian").eval()
+    checkpoints.save(model, tmp_path)
+    pixels = torch.zeros(5, 1, 28, 20, dtype=torch.uint8)
+    faces = data.Images("faces", "val", pixels)
+    means = []
+    z = model.prior.sample(24, torch.Generator().manual_seed(0))
+    for step in (10, 20):
+        derived.keep_frame(model, faces, tmp_path, SimpleNamespace(rows=[{"step": step}]))
+        means.append(model.decode(z).mean.detach())
+        torch.nn.init.normal_(model.decoder.to_image.weight, std=1)
+    kept, _ = files.read_tensors(tmp_path / files.FILM)
+    assert kept["steps"].tolist() == [10, 20]
+    assert kept["pictures"].shape == (2, 24, 1, 28, 20)
+    torch.testing.assert_close(kept["pictures"] / 255, torch.stack(means), atol=0.5 / 255, rtol=0)
+    with Image.open(film.save(tmp_path, faces, tmp_path / "film.gif")) as gif:
+        assert gif.n_frames == 2
+        first = np.asarray(gif.convert("L")).copy()
+        gif.seek(1)
+        last = np.asarray(gif.convert("L"))
+    assert (first.astype(float) - last).std() > 5
+    assert len(np.unique(last)) > 20  # greys
+
+    large = VAE((3, 64, 64), 3, "mlp", hidden=8).eval()
+    pixels = torch.zeros(5, 3, 64, 64, dtype=torch.uint8)
+    folder = tmp_path / "large"
+    derived.keep_frame(
+        large, data.Images("f", "val", pixels), folder, SimpleNamespace(rows=[{"step": 1}])
+    )
+    assert not folder.exists()
+
+
 def test_dots_go_straight_from_look_to_look_and_most_frames_are_early():
     torch.manual_seed(0)
     z, steps = torch.randn(4, 5, 2).half(), torch.tensor([10, 20, 50, 1010])

@@ -15,7 +15,7 @@ from vaelib import checkpoints, data, publishing
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vaelib"
 # the rooms in reading order, as the package's docstring lists them
-README_WORDS = 1200  # 60 more for each later part: CONTRIBUTING.md
+README_WORDS = 1260  # 60 more for each later part: CONTRIBUTING.md
 ORDER = re.findall(r"\w+", vaelib.__doc__.split("before it:")[1])
 CORE = ("blocks", "likelihoods", "priors", "models", "objectives", "evaluation", "training")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("notebooks/*.ipynb")])
@@ -48,8 +48,9 @@ def test_tables_of_results_are_those_of_metrics_json():
             assert f"{table}\n<!-- end of {kind} -->" in text
             shown += re.findall(r"^\| `(\S+)`", table, re.MULTILINE)
     every = checkpoints.published()
-    assert sorted(shown[: len(every)]) == every  # one table of the README, each model once
-    assert set(shown[len(every) :]) == set(every)
+    alone = [name for name in every if not name.startswith(publishing.IN_SERIES)]
+    assert sorted(shown[: len(alone)]) == alone  # one table of the README, each model once
+    assert set(shown[len(alone) :]) == set(every)
 
 
 def test_the_readme_is_short_and_its_tables_are_narrow():
@@ -235,8 +236,9 @@ def test_every_published_picture_is_shown_or_at_least_there():
         kinds = {
             p.stem.removeprefix(f"{name}-") for p in ROOT.glob(f"readme-assets/*/{name}-*.png")
         }
-        assert kinds >= {"samples", "reconstructions", "interpolations", "traversals"}
-        assert kinds >= {"latent-histogram", "loss-curve"}
+        assert kinds >= {"samples", "reconstructions", "loss-curve"}
+        if not name.startswith(publishing.IN_SERIES):
+            assert kinds >= {"interpolations", "traversals", "latent-histogram"}
 
 
 def test_no_pickle_is_loaded_anywhere():

@@ -21,7 +21,7 @@ def train(
     resume : go on with the run in RUN_DIR, with more steps for longer.
     """
     began = time.perf_counter()  # minutes are those of whoever waits
-    from vaelib import data, diagnosis, hardware, run, training
+    from vaelib import data, derived, diagnosis, hardware, run, training
 
     folder = Path(run_dir or time.strftime("runs/%Y-%m-%d_%H-%M-%S"))
     first = run.RANK == 0  # of several processes, one minds the files
@@ -48,11 +48,7 @@ def train(
                 files.write_text(folder / files.LOG, chosen)
                 files.write_recipe(folder, recipe)
                 (folder / files.FILM).unlink(missing_ok=True)
-        on_eval = None
-        if first and model.latent_dim == 2 and images["val"].labels is not None:
-            from vaelib import derived
-
-            on_eval = partial(derived.keep_frame, model, images["val"], folder)
+        on_eval = partial(derived.keep_frame, model, images["val"], folder) if first else None
         try:
             history = training.fit(model, images, trained, folder, started, on_eval, began)
         except OSError as error:  # a full disk, say
@@ -275,14 +271,17 @@ def data(name: str) -> None:
         print(f"{images.split:>6}: {len(images):,} images, {shape}, sha256 {images.sha256[:16]}...")
 
 
-def experiment(name: str) -> None:
-    """Run what is missing of an experiment: a recipe, a grid of its keys, several seeds.
+def experiment(names: list[str]) -> None:
+    """Run what is missing of experiments: of each a recipe, a grid of its keys, several seeds.
 
-    name : of experiments/NAME.yaml, or such a file; results go beside it, as .json.
+    names : of experiments/NAME.yaml, or such files; results go beside them, as .json.
     """
     from vaelib import experiments
 
-    experiments.run(experiments.find(name))
+    if not names:
+        raise UsageError(f"name one or more: {', '.join(experiments.known())}, or a YAML file")
+    for path in list(map(experiments.find, names)):
+        experiments.run(path)
 
 
 def export(name: str, output: str = "explorer.html") -> None:

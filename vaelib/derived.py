@@ -3,6 +3,7 @@
 What takes long is kept beside the weights, and made again when what it depends on has changed.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from vaelib.data import Images
 from vaelib.evaluation import posteriors
 from vaelib.files import CheckpointError
 
+SMALL = 32 * 32  # numbers of an image: of larger ones no frames of samples are kept
+MOST_FRAMES = 200  # of a run's film; then every other one goes
 SHOWN = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Bangs")  # of 40 attributes
 
 
@@ -59,13 +62,27 @@ def drawn_from(q_z: Normal, seed: int) -> Tensor:
 
 
 def keep_frame(model, images: Images, folder: Path, history) -> None:
-    """Add to the run's film where the model puts the first 1,000 images by now."""
-    path, step = folder / files.FILM, history.rows[-1]["step"]
-    z = posteriors(model, images.subset(1000)).loc.half().unsqueeze(0)  # (1, N, 2)
-    film = {"z": z, "steps": torch.tensor([step])}
+    """Add a frame to the run's film: of a map, where there can be one, else of samples.
+
+    Where the model puts the first 1,000 images by now; or what it makes of the same 24 draws from
+    the prior, where images are small.
+    """
+    path, film = folder / files.FILM, {"steps": torch.tensor([history.rows[-1]["step"]])}
+    if model.latent_dim == 2 and images.labels is not None:
+        film["z"] = posteriors(model, images.subset(1000)).loc.half().unsqueeze(0)  # (1, N, 2)
+    elif math.prod(model.image_shape) <= SMALL:
+        z = model.prior.sample(24, torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            mean = model.decode(z.to(next(model.parameters()).device)).mean.cpu()
+        pictures = (255 * mean.clamp(0, 1)).round().to(torch.uint8)
+        film["pictures"] = pictures.unsqueeze(0)  # (1, 24, C, H, W)
+    else:
+        return
     if path.exists():
         kept = files.read_tensors(path)[0]
         film = {key: torch.cat([kept[key], new]) for key, new in film.items()}
+    if len(film["steps"]) > MOST_FRAMES:
+        film = {key: frames[::2].contiguous() for key, frames in film.items()}
     files.write_tensors(path, film)
 
 

@@ -7,21 +7,51 @@ What is done is kept after each run, so that a second call goes on where the fir
     grid:                      # as scikit-learn's ParameterGrid: every combination of each group
       - {likelihood: [bernoulli], kl_warmup: [0, 300]}
       - {likelihood: [gaussian], sigma: [1.0], kl_warmup: [0, 300]}
-    seeds: [0, 1, 2]
+    seeds: [0, 1, 2]           # of each; a group may have its own `seed`
+    takes: half an hour        # optional: is said beforehand
+
+Beside a recipe's keys there are some of a run: `way`, how to train; `n_train`, how many of the
+training images; `also`, what to measure at each evaluation besides.
 """
 
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from vaelib import choices, files
+from vaelib import choices, data, files, mcem, wake_sleep
+from vaelib.data import Images, seen_by
+from vaelib.evaluation import elbo_terms
 from vaelib.hardware import environment
+from vaelib.recipes import DataConfig
 from vaelib.training import build, fit
 
 FOLDER = Path(__file__).parent.parent / "experiments"  # there in a clone alone
-KEYS = ("recipe", "grid", "seeds")
+KEYS = {"recipe", "grid", "seeds"}
+WAYS = {"fit": fit, "wake_sleep": wake_sleep.fit, "mcem": mcem.fit}
+
+
+def elbo_on_test(model, images: dict[str, Images]) -> dict:
+    """The mean ELBO of the test images, one draw each, in nats."""
+    return {"test_elbo": elbo_terms(model, images["test"])[0].elbo.mean().item()}
+
+
+def marginal(model, images: dict[str, Images], n: int = 100) -> dict:
+    """Both estimates of log p(x) without an encoder, mean nats of the first images."""
+    row = {}
+    for split in ("train", "test"):
+        some = images[split].subset(n).images.cpu()
+        x = seen_by(model, some, torch.Generator().manual_seed(0))
+        found = mcem.log_marginal(model, x.to(next(model.parameters()).device))
+        row |= {f"{split}_{k}": v.mean().item() for k, v in found._asdict().items()}
+    return row
+
+
+ALSO = {"test": elbo_on_test, "marginal": marginal}  # of images by split, to columns of history
 
 
 class ExperimentError(files.UserError):
@@ -33,11 +63,15 @@ def find(name: str | Path) -> Path:
     for path in (Path(name), FOLDER / f"{name}.yaml"):
         if path.is_file():
             return path
-    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    near = choices.nearest(str(name), names)
+    near = choices.nearest(str(name), known())
     raise ExperimentError(
-        f"no experiment {str(name)!r}{near}: neither a file nor one of {', '.join(names)}"
+        f"no experiment {str(name)!r}{near}: neither a file nor one of {', '.join(known())}"
     )
+
+
+def known() -> list[str]:
+    """The names of the experiments there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def planned(path: Path) -> list[dict]:
@@ -45,37 +79,75 @@ def planned(path: Path) -> list[dict]:
     from sklearn.model_selection import ParameterGrid
 
     plan = files.read_recipe(path)
-    whole = set(plan) == set(KEYS) and isinstance(plan["recipe"], dict)
+    whole = set(plan) - {"takes"} == KEYS and isinstance(plan["recipe"], dict)
     if not whole or not isinstance(plan["seeds"], list) or not plan["seeds"]:
         raise ExperimentError(
-            f"{path} needs {', '.join(KEYS)}: keys and values, a grid, a list of seeds"
+            f"{path} needs recipe, grid, seeds: keys and values, a grid, a list of seeds; it may "
+            "have takes"
         )
     try:
         grid = list(ParameterGrid(plan["grid"]))
     except (TypeError, ValueError) as error:
         raise ExperimentError(f"{path}: the grid needs lists of values ({error})") from error
-    return [
-        {"keys": keys, "seed": seed, "recipe": plan["recipe"] | keys | {"seed": seed}}
-        for keys in grid
-        for seed in plan["seeds"]
-    ]
+    found = []
+    for keys in grid:
+        for seed in [keys.pop("seed")] if "seed" in keys else plan["seeds"]:
+            recipe = plan["recipe"] | keys | {"seed": seed}
+            found.append({"keys": keys, "seed": seed, "recipe": recipe})
+    return found
+
+
+def started(wanted: dict) -> tuple[Callable, dict[str, Images]]:
+    """A run, ready to go, and its images by split; what is off with its keys is one line."""
+    recipe = dict(wanted["recipe"])
+    way = choices.choose("way", recipe.pop("way", "fit"), WAYS)
+    names, n_train = recipe.pop("also", []), recipe.pop("n_train", None)
+    if not isinstance(names, list):
+        raise ExperimentError(f"also: {names}: give a list")
+    also = [choices.choose("also", name, ALSO) for name in names]
+    model, images, config = build(recipe)
+    if marginal in also:
+        mcem.check_dims(model.latent_dim)
+    if n_train is not None:
+        if not 0 < n_train <= len(images["train"]):
+            raise ExperimentError(f"n_train {n_train}: give 1 to {len(images['train']):,}")
+        images["train"] = images["train"].subset(n_train)
+    if not also:
+        return partial(way, model, images, config), images
+    source = DataConfig(**{f.name: recipe[f.name] for f in fields(DataConfig) if f.name in recipe})
+    size = {"image_size": source.image_size, "channels": source.channels}
+    images["test"] = data.load(source.data, "test", **size)
+
+    def measure(history) -> None:
+        for function in also:
+            history.rows[-1] |= function(model, images)
+
+    return partial(way, model, images, config, on_eval=measure), images
 
 
 def run(path: Path) -> Path:
-    """Run what is missing, saying how far it is and how long it may take; returns the results.
+    """Run what is missing, saying how long it takes and how far it is; returns the results.
 
-    A run that was kept counts if its recipe, its images and torch's version are the same.
+    A run that was kept counts if its recipe, its images and torch's version are the same; after a
+    change of the code, delete the results to have all of them anew.
     """
-    target, plan = path.with_suffix(".json"), planned(path)
+    plan = planned(path)
+    if takes := files.read_recipe(path).get("takes"):
+        print(f"{path.stem}: {len(plan)} runs, which take {takes} together; what is kept counts")
+    with files.locked(path.parent, f".{path.stem}{files.LOCK}"):
+        return _run(path, plan)
+
+
+def _run(path: Path, plan: list[dict]) -> Path:
+    """The runs of a plan, by one process alone."""
+    target = path.with_suffix(".json")
     kept = files.read_mapping(target)["runs"] if target.exists() else []
     done, spent = [], []
     for number, wanted in enumerate(plan, 1):
         began = time.perf_counter()
-        model, images, config = build(wanted["recipe"])
-        wanted |= {
-            "torch": torch.__version__,
-            "images": {split: images[split].sha256 for split in ("train", "val")},
-        }
+        go, images = started(wanted)
+        sums = {split: some.sha256 for split, some in images.items()}
+        wanted |= {"torch": torch.__version__, "images": sums}
         same = [old for old in kept if {k: old.get(k) for k in wanted} == wanted]
         if same:
             done.append(same[0])
@@ -84,25 +156,31 @@ def run(path: Path) -> Path:
         print(f"{path.stem}, run {number} of {len(plan)}{left}: {wanted['keys']}", flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what collapses is in the results
-            history = fit(model, images, config).rows
+            history = [{name: round(value, 4) for name, value in row.items()} for row in go().rows]
         spent.append(time.perf_counter() - began)
         done.append(wanted | {"history": history})
         results = {
             "command": f"vaelib experiment {path.stem}",
-            "made_with": environment(next(model.parameters()).device),
+            "made_with": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             "runs": done + [old for old in kept if old not in done],
         }
         files.write_json(target, results)
-    if (results := files.read_mapping(target))["runs"] != done:
-        files.write_json(target, results | {"runs": done})  # without what is no longer planned
-    print(f"{target}: {len(done)} runs, {len(spent)} of them new")
+    results, told = files.read_mapping(target), ""
+    if results["runs"] != done:
+        files.write_json(target, results | {"runs": done})
+        told = f"; {len(results['runs']) - len(done)} dropped that are no longer planned"
+    print(f"{target}: {len(done)} runs, {len(spent)} of them new{told}")
     return target
+
+
+def runs(name: str | Path) -> list[dict]:
+    """The runs of an experiment: of each its keys, seed, recipe and history."""
+    path = find(name).with_suffix(".json")
+    if not path.exists():
+        raise ExperimentError(f"{path} is not there yet: run `vaelib experiment {path.stem}`")
+    return files.read_mapping(path)["runs"]
 
 
 def results(name: str | Path) -> list[dict]:
     """The runs of an experiment: the keys each changes, its seed, and its last row of history."""
-    path = find(name).with_suffix(".json")
-    if not path.exists():
-        raise ExperimentError(f"{path} is not there yet: run `vaelib experiment {path.stem}`")
-    runs = files.read_mapping(path)["runs"]
-    return [run["keys"] | {"seed": run["seed"]} | run["history"][-1] for run in runs]
+    return [run["keys"] | {"seed": run["seed"]} | run["history"][-1] for run in runs(name)]

@@ -67,16 +67,17 @@ def atomic(path: Path):
 
 
 @contextmanager
-def locked(folder: Path):
-    """The only writer of a folder; the operating system frees it when the process ends."""
+def locked(folder: Path, name: str = LOCK):
+    """The only writer of a folder, or of `name` in it; when a process ends, its locks end too."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / name)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FileError(f"{folder} is being written by another run; wait for it") from None
+        what = folder if name == LOCK else folder / name.removesuffix(LOCK).removeprefix(".")
+        raise FileError(f"{what} is being written by another run; wait for it") from None
     try:
         yield
     finally:

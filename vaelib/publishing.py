@@ -25,6 +25,7 @@ from vaelib.figures import Figure
 ASSETS = PUBLISHED.parent / "readme-assets"
 PUBLISHED_PAGES = PUBLISHED.parent / "docs"  # as a static host serves them
 FILES = (files.CONFIG, files.WEIGHTS, files.RECIPE, files.HISTORY, files.METRICS)  # of each
+IN_SERIES = "paper-"  # checkpoints that differ in one number: of each a few pictures, to compare
 WITH_NETWORKS = "mnist-50d"  # the checkpoint whose architecture is drawn, to stand for all
 # of runs made longer before recipes had the key `plans`: [until, steps] of each earlier plan
 UNTOLD_PLANS = {"mnist-50d": [[47_000, 47_000]]}
@@ -44,12 +45,16 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
     pictures = {
         "samples": gallery.sample(model, name),
         "reconstructions": gallery.reconstruct(model, name, images, n_shown, n_columns=8),
-        "interpolations": gallery.interpolate(model, name, images, n_between, 8 if small else 6),
-        "traversals": gallery.traverse(model, name, start, checkpoints.known_kl(folder), 7),
-        "latent-variance": gallery.latent_variance(model, name, images),
-        "latent-histogram": gallery.latent_histogram(model, name, images),
         "loss-curve": figures.loss_curve(rows, f"{name}: training", plans),
     }
+    if not name.startswith(IN_SERIES):
+        between = (n_between, 8 if small else 6)
+        pictures |= {
+            "interpolations": gallery.interpolate(model, name, images, *between),
+            "traversals": gallery.traverse(model, name, start, checkpoints.known_kl(folder), 7),
+            "latent-variance": gallery.latent_variance(model, name, images),
+            "latent-histogram": gallery.latent_histogram(model, name, images),
+        }
     if name == WITH_NETWORKS:
         pictures["architecture"] = figures.architecture(model, f"{name}: its networks, and z")
     if images.attributes:
@@ -62,7 +67,10 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
         pictures["latent-map"] = gallery.visualize_latent(model, name, images)
     if model.latent_dim == 2:
         spacing = "inverse_cdf" if gallery.is_standard(model) else "linear"
-        pictures["manifold"] = gallery.manifold(model, name, spacing=spacing)
+        side = (
+            20 if images.labels is not None else 10
+        )  # what has no class is looked at more closely
+        pictures["manifold"] = gallery.manifold(model, name, side, spacing)
     return pictures
 
 
@@ -92,14 +100,15 @@ def with_error(pair: list[float]) -> str:
 def results_table(kind: str) -> str:
     """Numbers of the published checkpoints, from their metrics.json, as Markdown.
 
-    kind: "results", the most thorough block of each; "models", what each is; or what the data
-    sets' pictures are called ("digits", "faces"): every block of their models.
+    kind: "results", the most thorough block of each, but for those in a series; "models", what each
+    is; or what the data sets' pictures are called ("digits", "faces"): every block of their models.
     """
     names = checkpoints.published()
     if kind == "models":
         return _table("checkpoint | latent_dim | MB | data | likelihood", map(_model, names))
     blocks = [(name, *block) for name in names for block in _blocks(name)]
     if kind == "results":
+        names = [name for name in names if not name.startswith(IN_SERIES)]
         best = {name: (name, block) for name, _, block in reversed(blocks)}  # the first of each
         order = [source.name for source in data.SOURCES]
         names.sort(key=lambda name: order.index(best[name][1]["data"]))  # digits before faces
@@ -170,6 +179,17 @@ def write_tables() -> None:
             after = after.split(end := f"<!-- end of {kind} -->")[1]
             text = f"{before}{begin}\n{results_table(kind)}\n{end}{after}"
         files.write_text(path, text)
+
+
+def halve(folder: Path) -> None:
+    """Store a checkpoint's weights as fp16, before its metrics are computed; they load as fp32.
+
+    ValueError where one of them is too large for that.
+    """
+    weights = {k: w.half() for k, w in files.read_tensors(folder / files.WEIGHTS)[0].items()}
+    if large := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise ValueError(f"{large[0]} is too large for fp16; store the weights as they are")
+    files.write_tensors(folder / files.WEIGHTS, weights)
 
 
 def write_manifest() -> None:

@@ -77,6 +77,11 @@ def step_seed(seed: int, step: int) -> int:
     return _seed(seed, 2, step)
 
 
+def dream_seed(seed: int, step: int) -> int:
+    """The seed of what the model itself draws at a step, as in wake-sleep."""
+    return _seed(seed, 4, step)
+
+
 def _seed(*parts: int) -> int:
     """One 63-bit seed from several small numbers (a multiplicative hash, so none repeat)."""
     value = 0
