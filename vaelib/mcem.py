@@ -86,7 +86,8 @@ def log_marginal(
 def starts(model, x: Tensor, generator: torch.Generator, n: int = 1000) -> Tensor:
     """For each image one of `n` draws from the prior, taken with probability as p(x | z).
 
-    So that a chain begins where the posterior has most of its mass. Shapes: (N, ...) -> (N, D).
+    So that a chain begins where, of these, the posterior has most of its mass. A posterior far out
+    in the prior's tail, as odd images have, is still missed. Shapes: (N, ...) -> (N, D).
     """
     z = model.prior.sample(n, generator).to(x)  # (n, D)
     scores = [log_likelihood(model.decode(some.unsqueeze(1)), x) for some in z.split(50)]
