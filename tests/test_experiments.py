@@ -278,6 +278,21 @@ def test_what_a_way_to_train_does_not_take_is_one_line(plan, keys, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_that_diverges_ends_none_of_the_others(plan, capsys):
+    write, fitted, _ = plan
+    path = write(grid=[{"lr": [1e30, 1e-3, 1e31]}], seeds=[0])
+    for others in (1, 0):
+        with pytest.raises(experiments.ExperimentError) as caught:
+            experiments.run(path)
+        said = str(caught.value)
+        assert said.startswith("tiny: 2 of 3 runs broke off, the others are kept: run 1 (training")
+        assert "diverged" in said and "lr (it is 1e+31)" in said
+        assert "run 3 (training diverged" in capsys.readouterr().out
+        assert [run["keys"] for run in experiments.runs(path)] == [{"lr": 1e-3}]
+        assert len(fitted) == 2 + others
+        fitted.clear()
+
+
 def test_what_it_takes_is_said_beforehand(plan, capsys):
     write, fitted, _ = plan
     experiments.run(write(takes="an hour of one core"))

@@ -167,22 +167,23 @@ def test_both_estimates_agree_with_importance_weighting_by_the_encoder():
 
 
 def test_an_image_far_from_the_prior_s_middle_is_found_by_its_chain():
-    # two places explain an image, far apart and behind a wall; the start decides
-    class Ring(VAE):
+    # turns of a spiral, a wall between each two, and images out to where no prior draw comes
+    class Spiral(VAE):
         def __init__(self):
             super().__init__((1, 1, 2), 1, "mlp", hidden=1, likelihood="gaussian", sigma=0.05)
 
-        def decode(self, z):  # z -> a point on a circle
-            return self.likelihood(torch.cat([z.cos(), z.sin()], -1)[..., None, None, :])
+        def decode(self, z):  # z -> a point on a spiral
+            point = (0.2 * z).exp() * torch.cat([z.cos(), z.sin()], -1)
+            return self.likelihood(point[..., None, None, :])
 
-    model, angle = Ring(), torch.linspace(-1.5, 1.5, 30, dtype=torch.float64)
-    x = torch.stack([angle.cos(), angle.sin()], 1).reshape(30, 1, 1, 2)
+    model, z = Spiral(), torch.linspace(-5.5, 5.5, 60, dtype=torch.float64).unsqueeze(1)
+    x = model.decode(z).mean  # (60, 1, 1, 2)
     grid = torch.linspace(-8, 8, 20_001, dtype=torch.float64).unsqueeze(1)
     joint = [mcem.log_joint(model, image.unsqueeze(0))(grid.unsqueeze(1)) for image in x]
     exact = torch.cat(joint, 1).logsumexp(0) + math.log(16 / 20_000)  # by quadrature
     found = mcem.log_marginal(model, x)
     for estimate in (found.weighted, found.reciprocal):
-        assert (estimate - exact).abs().max() < 0.3
+        assert (estimate - exact).abs().max() < 0.5
 
 
 def test_too_many_dimensions_are_refused():

@@ -25,8 +25,10 @@ import torch
 
 from vaelib import choices, data, files, mcem, wake_sleep
 from vaelib.data import Images, seen_by
+from vaelib.diagnosis import TrainingError
 from vaelib.evaluation import elbo_terms
 from vaelib.hardware import environment
+from vaelib.hmc import SamplerError
 from vaelib.recipes import DataConfig
 from vaelib.training import build, fit
 
@@ -128,6 +130,7 @@ def started(wanted: dict) -> tuple[Callable, dict[str, Images]]:
 def run(path: Path) -> Path:
     """Run what is missing, saying how long it takes and how far it is; returns the results.
 
+    A run that diverges ends as an error once the others have run, and is tried again next time.
     A run that was kept counts if its recipe, its images and torch's version are the same; after a
     change of the code, delete the results to have all of them anew.
     """
@@ -142,7 +145,7 @@ def _run(path: Path, plan: list[dict]) -> Path:
     """The runs of a plan, by one process alone."""
     target = path.with_suffix(".json")
     kept = files.read_mapping(target)["runs"] if target.exists() else []
-    done, spent = [], []
+    done, spent, broken = [], [], []
     for number, wanted in enumerate(plan, 1):
         began = time.perf_counter()
         go, images = started(wanted)
@@ -156,7 +159,13 @@ def _run(path: Path, plan: list[dict]) -> Path:
         print(f"{path.stem}, run {number} of {len(plan)}{left}: {wanted['keys']}", flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what collapses is in the results
-            history = [{name: round(value, 4) for name, value in row.items()} for row in go().rows]
+            try:
+                rows = go().rows
+            except (TrainingError, SamplerError) as error:  # it diverged: the others go on
+                broken.append(f"run {number} ({error})")
+                print(f"{path.stem}, {broken[-1]}", flush=True)
+                continue
+        history = [{name: round(value, 4) for name, value in row.items()} for row in rows]
         spent.append(time.perf_counter() - began)
         done.append(wanted | {"history": history})
         results = {
@@ -165,6 +174,11 @@ def _run(path: Path, plan: list[dict]) -> Path:
             "runs": done + [old for old in kept if old not in done],
         }
         files.write_json(target, results)
+    if broken:
+        raise ExperimentError(
+            f"{path.stem}: {len(broken)} of {len(plan)} runs broke off, the others are kept: "
+            f"{'; '.join(broken)}"
+        )
     results, told = files.read_mapping(target), ""
     if results["runs"] != done:
         files.write_json(target, results | {"runs": done})

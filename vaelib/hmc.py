@@ -43,7 +43,7 @@ def transition(
     noise = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
     u, jitter = torch.rand(2, len(z), generator=generator, dtype=z.dtype).to(z.device)
     step = (step_size * (1 + JITTER * (2 * jitter - 1))).unsqueeze(1)  # (N, 1)
-    before, slope = _with_gradient(log_density, z)
+    before, slope = with_gradient(log_density, z)
     if not _finite(before, slope).all():
         raise SamplerError(
             f"the sampler stands where the log-density or its gradient is not finite, in "
@@ -57,7 +57,7 @@ def transition(
         moved = proposal + step * momentum
         sound = sound & moved.isfinite().all(1, keepdim=True)
         proposal = torch.where(sound, moved, z)
-        after, slope = _with_gradient(log_density, proposal)
+        after, slope = with_gradient(log_density, proposal)
         sound = sound & _finite(after, slope).unsqueeze(1)
         momentum = momentum + (0.5 if i == n_leapfrog - 1 else 1.0) * step * slope
     # accept with probability min(1, exp(H(z, p) - H(z', p'))), H = -log density + |p|^2 / 2
@@ -126,8 +126,8 @@ def refuse_stuck(acceptance: Tensor, step_size: Tensor, least: float = 0.2) -> N
         )
 
 
-def _with_gradient(log_density: Callable, z: Tensor) -> tuple[Tensor, Tensor]:
-    """log density and its gradient. Shapes: z (N, D) -> (N,), (N, D)."""
+def with_gradient(log_density: Callable, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log density and its gradient. Shapes: z (..., D) -> (...), (..., D)."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         values = log_density(z)
