@@ -7,6 +7,7 @@ default; a recipe gives them as `objective_args`, `likelihood_args`, `prior_args
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args, get_origin
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -50,7 +51,9 @@ def checked(kind: str, function: Callable, arguments: dict, given: Iterable[str]
         if name not in own:
             there = f"it has {', '.join(own)}" if own else "it has none"
             raise ValueError(f"{kind} has no parameter {name!r}{nearest(name, own)}; {there}")
-        default = own[name].default
+        default, among = own[name].default, get_args(own[name].annotation)
+        if get_origin(own[name].annotation) is Literal and value not in among:
+            raise ValueError(f"{kind}: {name} is {value!r}; choose one of {', '.join(among)}")
         if not _alike(value, default):
             raise ValueError(f"{kind}: {name} is {value!r}; give one like its default, {default!r}")
     return arguments

@@ -6,7 +6,7 @@ from shlex import quote
 
 import torch
 
-from vaelib import checkpoints, files
+from vaelib import checkpoints, choices, files, objectives
 from vaelib.data import Images
 from vaelib.evaluation import ACTIVE_THRESHOLD
 from vaelib.files import UserError
@@ -83,6 +83,11 @@ def check(model, data: dict[str, Images], config: TrainConfig, objective, world:
     if getattr(objective, "scores_batch", False) and n_parts > 1:
         raise TrainingError(
             f"{config.objective} scores a batch as a whole: give accumulate 1 and one process"
+        )
+    if not objectives.asks_for(objective, "beta") and (config.beta != 1 or config.kl_warmup):
+        own = ", ".join(choices.own_parameters(objective, objectives.GIVEN)) or "none"
+        raise TrainingError(
+            f"{config.objective} has neither beta nor kl_warmup; its own parameters: {own}"
         )
     if config.batch_size % n_parts:
         raise TrainingError(
