@@ -286,7 +286,7 @@ def test_a_run_that_diverges_ends_none_of_the_others(plan, capsys):
             experiments.run(path)
         said = str(caught.value)
         assert said.startswith("tiny: 2 of 3 runs broke off, the others are kept: run 1 (training")
-        assert "diverged" in said and "lr (it is 1e+31)" in said
+        assert "lr (it is 1e+31)" in said
         assert "run 3 (training diverged" in capsys.readouterr().out
         assert [run["keys"] for run in experiments.runs(path)] == [{"lr": 1e-3}]
         assert len(fitted) == 2 + others

@@ -1,7 +1,10 @@
 """Blocks and models: shapes, and no way from x to the picture but through z."""
 
+import math
+
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from vaelib.blocks import ConvBlock, Downsample, ResidualBlock, Upsample
 from vaelib.models import VAE
@@ -126,3 +129,19 @@ def test_wrong_arguments_say_what_is_right():
         VAE(widths=())
     with pytest.raises(ValueError, match="widths"):
         VAE(widths=(8, 0))
+
+
+@pytest.mark.parametrize(("start", "bound"), [(30.0, 8.0), (1e30, 8.0), (-30.0, -12.0)])
+def test_a_log_variance_beyond_its_bounds_is_bounded_and_comes_back(start, bound):
+    torch.manual_seed(0)
+    model = VAE((1, 4, 4), 2, "mlp", hidden=4)
+    to_latent = model.encoder.to_latent
+    with torch.no_grad():
+        to_latent.bias[2:] = start
+    x = torch.rand(8, 1, 4, 4)
+    q_z = model.encode(x)
+    torch.testing.assert_close(q_z.scale.log(), torch.full((8, 2), bound / 2))
+    kl = kl_divergence(q_z, Normal(torch.zeros(2), 1.0)).sum()
+    (slope,) = torch.autograd.grad(kl, to_latent.bias)
+    # d KL / d logvar = (exp(logvar) - 1) / 2, at the bound: it pushes back inside
+    torch.testing.assert_close(slope[2:], torch.full((2,), 4 * (math.exp(bound) - 1)))

@@ -203,7 +203,9 @@ class VAE(nn.Module, PyTorchModelHubMixin):
                 + ")"
             )
         mean, logvar = self.encoder(x).float().chunk(2, dim=-1)  # (B, D) each
-        return Normal(mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp(), validate_args=False)
+        # the slope passes the bounds, so that what has left the range can come back
+        logvar = logvar.clamp(*LOGVAR_RANGE).detach() + (logvar - logvar.detach())
+        return Normal(mean, (0.5 * logvar).exp(), validate_args=False)
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z). Shapes: z (B, D) or (K, B, D) -> over (B, C, H, W) or (K, B, C, H, W)."""
