@@ -3,12 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from torch.distributions import Normal
 
 from vaelib import experiments, files
 from vaelib.__main__ import main
-from vaelib.data import load
+from vaelib.data import load, sprites
 from vaelib.experiments import FOLDER, ExperimentError
+from vaelib.models import VAE
 from vaelib.training import fit
 
 PLAN = {
@@ -253,9 +256,41 @@ def test_ways_to_train_few_images_and_columns_besides(plan):
     assert runs[0]["history"] != runs[2]["history"]
 
 
+def test_log_px_of_val_is_that_which_em_is_watched_by(plan):
+    write, _, few = plan
+    few["test"] = few["val"]
+    grid = [{"way": ["mcem"], "also": [["val_marginal"]]}]
+    row = experiments.results(experiments.run(write(grid=grid, seeds=[0])).with_suffix(".yaml"))[0]
+    assert row["val_weighted"] == pytest.approx(row["val_log_px"], abs=0.05)
+    assert abs(row["val_reciprocal"] - row["val_weighted"]) < 0.5
+
+
+def test_scores_of_factors_are_those_of_the_codes():
+    some = sprites.at(torch.randint(737_280, (2000,), generator=torch.Generator().manual_seed(0)))
+
+    class Told(VAE):  # which tells three of the factors, and nothing else
+        def encode(self, x):
+            told = torch.stack([some.factors[k].float() for k in ("scale", "x", "y")], 1)
+            mean = told[self.at : self.at + len(x)]
+            self.at += len(x)
+            return Normal(mean, torch.full_like(mean, 0.1))
+
+    model = Told((1, 64, 64), 3, "mlp", hidden=1)
+    model.at = 0
+    row = experiments.factors(model, {"train": some})
+    told = {k: row[f"mig_{k}"] for k in some.factors}
+    assert min(told[k] for k in ("scale", "x", "y")) > 0.5
+    assert max(told[k] for k in ("shape", "orientation")) < 0.4
+    assert row["mig"] == pytest.approx(sum(told.values()) / 5)
+    assert row["factor_vae"] == pytest.approx(0.6, abs=0.06)  # three of five
+    assert row["beta_vae"] > row["factor_vae"]
+    assert row["q_kl"] == pytest.approx(row["q_mutual"] + row["q_marginal"])
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
+        ({"also": [["factors"]]}, "there are no factors"),
         ({"way": ["wakesleep"]}, "way 'wakesleep', did you mean wake_sleep?"),
         ({"also": [["tset"]]}, "also 'tset', did you mean test?"),
         ({"n_train": [21]}, "n_train 21: give 1 to 20"),
@@ -274,7 +309,7 @@ def test_what_a_way_to_train_does_not_take_is_one_line(plan, keys, says):
     with pytest.raises((files.UserError, ValueError)) as caught:
         experiments.run(write(grid=[keys]))
     assert says in str(caught.value)
-    assert not fitted
+    assert not fitted or "factors" in says
     assert "\n" not in str(caught.value)
 
 

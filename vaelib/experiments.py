@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 
-from vaelib import choices, data, files, mcem, wake_sleep
+from vaelib import choices, data, files, mcem, metrics, wake_sleep
 from vaelib.data import Images, seen_by
 from vaelib.diagnosis import TrainingError
-from vaelib.evaluation import elbo_terms
+from vaelib.evaluation import elbo_terms, posteriors
 from vaelib.hardware import environment
 from vaelib.hmc import SamplerError
 from vaelib.recipes import DataConfig
@@ -42,18 +42,32 @@ def elbo_on_test(model, images: dict[str, Images]) -> dict:
     return {"test_elbo": elbo_terms(model, images["test"])[0].elbo.mean().item()}
 
 
-def marginal(model, images: dict[str, Images], n: int = 100) -> dict:
+def marginal(model, images: dict[str, Images], splits=("train", "test"), n: int = 100) -> dict:
     """Both estimates of log p(x) without an encoder, mean nats of the first images."""
     row = {}
-    for split in ("train", "test"):
+    for split in splits:
         some = images[split].subset(n).images.cpu()
         x = seen_by(model, some, torch.Generator().manual_seed(0))
-        found = mcem.log_marginal(model, x.to(next(model.parameters()).device))
+        x = x.to(next(model.parameters()).device)
+        found = mcem.log_marginal(model, x, n_adapt=200)
         row |= {f"{split}_{k}": v.mean().item() for k, v in found._asdict().items()}
     return row
 
 
-ALSO = {"test": elbo_on_test, "marginal": marginal}  # of images by split, to columns of history
+def factors(model, images: dict[str, Images], n: int = 10_000) -> dict:
+    """The quick scores of the codes' factors and where the KL goes, of the first images."""
+    some = images["train"].subset(n)
+    q_z = posteriors(model, some)
+    gaps = metrics.mig(q_z.loc, some.factors or {}, len(some))
+    row = {"mig": gaps.score} | {f"mig_{name}": value for name, value in gaps.each.items()}
+    row |= {f.__name__: f(q_z.loc, some.factors) for f in (metrics.factor_vae, metrics.beta_vae)}
+    z = q_z.loc + q_z.scale * torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(0))
+    return row | {f"q_{k}": v for k, v in metrics.surgery(q_z, z, model.prior).items()}
+
+
+# of images by split, to columns of history
+ALSO = {"test": elbo_on_test, "marginal": marginal, "factors": factors}
+ALSO |= {"val_marginal": partial(marginal, splits=("val",))}
 
 
 class ExperimentError(files.UserError):
@@ -108,7 +122,7 @@ def started(wanted: dict) -> tuple[Callable, dict[str, Images]]:
         raise ExperimentError(f"also: {names}: give a list")
     also = [choices.choose("also", name, ALSO) for name in names]
     model, images, config = build(recipe)
-    if marginal in also:
+    if {marginal, ALSO["val_marginal"]} & set(also):
         mcem.check_dims(model.latent_dim)
     if n_train is not None:
         if not 0 < n_train <= len(images["train"]):

@@ -77,7 +77,8 @@ class TrainConfig:
 
     Objective: what is maximised.
 
-    objective : one of `vaelib.objectives.OBJECTIVES`: elbo, or iwae (importance-weighted).
+    objective : one of `vaelib.objectives.OBJECTIVES`: elbo, iwae (importance-weighted), free_bits,
+        capacity, beta_tcvae, mmd_vae, or autoencoder (no noise, no KL, no bound).
     objective_args : its own parameters, by name.
     n_importance : draws of z per image, K.
     beta : weight of the KL; 1 is the ELBO.
