@@ -142,6 +142,16 @@ def test_the_total_correlation_of_gaussian_codes():
     codes = noise(100_000, 3) @ root.T
     assert metrics.gaussian_tc(codes) == pytest.approx(-0.5 * math.log(1 - 0.8**2), abs=0.01)
     assert metrics.gaussian_tc(noise(100_000, 3)) == pytest.approx(0, abs=0.001)
+    dead = torch.cat([codes, torch.ones(len(codes), 1)], 1)
+    assert metrics.gaussian_tc(dead) == pytest.approx(metrics.gaussian_tc(codes))
+
+
+def test_codes_may_come_straight_from_an_encoder(factors):
+    codes = perfect(factors)
+    with_slope = codes.clone().requires_grad_()
+    assert few(metrics.mig, with_slope, factors).score == few(metrics.mig, codes, factors).score
+    for function in (metrics.factor_vae, metrics.beta_vae):
+        assert few(function, with_slope, factors) == few(function, codes, factors)
 
 
 def test_the_surgery_of_the_elbo_is_the_double_loop_and_adds_up():

@@ -33,9 +33,9 @@ def test_numbers_and_factors_are_the_same_thing():
     assert torch.equal(sprites.number(coloured.factors), torch.tensor([8 * N - 1]))
 
 
-@pytest.mark.parametrize("number", [-1, N])
+@pytest.mark.parametrize("number", [-1, N, 1.5])
 def test_a_number_that_is_none_is_one_line(number):
-    with pytest.raises(DataError, match=r"sprites: numbers go from 0 to 737,279"):
+    with pytest.raises(DataError, match=r"sprites: numbers are whole and go from 0 to 737,279"):
         sprites.at([5, number])
 
 

@@ -42,11 +42,17 @@ def elbo_on_test(model, images: dict[str, Images]) -> dict:
     return {"test_elbo": elbo_terms(model, images["test"])[0].elbo.mean().item()}
 
 
+def at_random(images: Images, n: int) -> Images:
+    """`n` images, always the same: MNIST's training split begins with 1s, 4s and 7s."""
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]]
+
+
 def marginal(model, images: dict[str, Images], splits=("train", "test"), n: int = 100) -> dict:
-    """Both estimates of log p(x) without an encoder, mean nats of the first images."""
+    """Both estimates of log p(x) without an encoder, mean nats of some images."""
     row = {}
     for split in splits:
-        some = images[split].subset(n).images.cpu()
+        some = at_random(images[split], n) if split == "train" else images[split].subset(n)
+        some = some.images.cpu()
         x = seen_by(model, some, torch.Generator().manual_seed(0))
         x = x.to(next(model.parameters()).device)
         found = mcem.log_marginal(model, x, n_adapt=200)
@@ -58,7 +64,7 @@ def factors(model, images: dict[str, Images], n: int = 10_000) -> dict:
     """The quick scores of the codes' factors and where the KL goes, of the first images."""
     some = images["train"].subset(n)
     q_z = posteriors(model, some)
-    gaps = metrics.mig(q_z.loc, some.factors or {}, len(some))
+    gaps = metrics.mig(q_z.loc, some.factors, len(some))
     row = {"mig": gaps.score} | {f"mig_{name}": value for name, value in gaps.each.items()}
     row |= {f.__name__: f(q_z.loc, some.factors) for f in (metrics.factor_vae, metrics.beta_vae)}
     z = q_z.loc + q_z.scale * torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(0))
@@ -124,10 +130,12 @@ def started(wanted: dict) -> tuple[Callable, dict[str, Images]]:
     model, images, config = build(recipe)
     if {marginal, ALSO["val_marginal"]} & set(also):
         mcem.check_dims(model.latent_dim)
+    if factors in also and not images["train"].factors:
+        raise ExperimentError("also: factors: these images have none; sprites have some")
     if n_train is not None:
         if not 0 < n_train <= len(images["train"]):
             raise ExperimentError(f"n_train {n_train}: give 1 to {len(images['train']):,}")
-        images["train"] = images["train"].subset(n_train)
+        images["train"] = at_random(images["train"], n_train)
     if not also:
         return partial(way, model, images, config), images
     source = DataConfig(**{f.name: recipe[f.name] for f in fields(DataConfig) if f.name in recipe})
@@ -175,7 +183,11 @@ def _run(path: Path, plan: list[dict]) -> Path:
             warnings.simplefilter("ignore")  # what collapses is in the results
             try:
                 rows = go().rows
-            except (TrainingError, SamplerError) as error:  # it diverged: the others go on
+            except (
+                TrainingError,
+                SamplerError,
+                metrics.MetricError,
+            ) as error:  # it diverged: the others go on
                 broken.append(f"run {number} ({error})")
                 print(f"{path.stem}, {broken[-1]}", flush=True)
                 continue

@@ -87,7 +87,7 @@ def starts(
     x: Tensor,
     generator: torch.Generator,
     n: int = 1000,
-    n_best: int = 10,
+    n_best: int = 30,
     n_steps: int = 100,
 ) -> Tensor:
     """Where the posterior of each image is high, far out in the prior's tail too, as of odd images.

@@ -66,7 +66,7 @@ def mutual_information(
     from sklearn.metrics import mutual_info_score
 
     table = _table(codes, factors, n)
-    binned = [_binned(column, n_bins) for column in codes[:n].T.double().numpy()]
+    binned = [_binned(column, n_bins) for column in _array(codes[:n]).T]
     return torch.tensor([[mutual_info_score(v, b) for v in table.T] for b in binned])
 
 
@@ -79,7 +79,7 @@ def sap(codes: Tensor, factors: Factors, n_train: int = 10_000, n_test: int = 5_
     from sklearn.svm import LinearSVC
 
     table = _table(codes, factors, n_train + n_test)
-    x, matrix = codes.double().numpy(), torch.zeros(codes.shape[1], len(factors))
+    x, matrix = _array(codes), torch.zeros(codes.shape[1], len(factors))
     train, test = slice(n_train), slice(n_train, n_train + n_test)
     for d in range(codes.shape[1]):
         for f, v in enumerate(table.T):
@@ -101,7 +101,7 @@ def dci(
     from scipy.stats import entropy
     from sklearn.ensemble import GradientBoostingClassifier
 
-    table, x = _table(codes, factors, n_train + n_test), codes.double().numpy()
+    table, x = _table(codes, factors, n_train + n_test), _array(codes)
     importances, accuracies = [], []
     for v in table.T:
         trees = GradientBoostingClassifier(random_state=seed).fit(x[:n_train], v[:n_train])
@@ -128,7 +128,7 @@ def factor_vae(
     Dimensions that vary by less than `least_variance` have no vote (as in Locatello et al. 2019;
     their code compares the standard deviation). Source: Kim & Mnih 2018, figure 2.
     """
-    table, generator = torch.from_numpy(_table(codes, factors, 2)), _generator(seed)
+    table, generator = torch.from_numpy(_table(codes, factors)), _generator(seed)
     variance = codes.var(0)
     if not (active := variance >= least_variance).any():
         return 0.0
@@ -155,13 +155,13 @@ def beta_vae(
     """
     from sklearn.linear_model import LogisticRegression
 
-    table, generator = torch.from_numpy(_table(codes, factors, 2)), _generator(seed)
+    table, generator = torch.from_numpy(_table(codes, factors)), _generator(seed)
     x, y = [], []
     for n in (n_train, n_test):
         shared = torch.randint(len(factors), (n,), generator=generator)
         of = _sharing(table, shared.repeat_interleave(batch), 2, generator)  # (n * batch, 2)
         apart = (codes[of[:, 0]] - codes[of[:, 1]]).abs()
-        x.append(apart.reshape(n, batch, -1).mean(1).numpy())
+        x.append(_array(apart.reshape(n, batch, -1).mean(1)))
         y.append(shared.numpy())
     model = LogisticRegression(max_iter=1000, random_state=seed).fit(x[0], y[0])
     return float(model.score(x[1], y[1]))
@@ -170,9 +170,10 @@ def beta_vae(
 def gaussian_tc(codes: Tensor) -> float:
     """Total correlation of a Gaussian with the codes' covariance, in nats: 0 where none covary.
 
-    KL(q(z) || prod_d q(z_d)) = (sum_d log C_dd - log det C) / 2.
+    KL(q(z) || prod_d q(z_d)) = (sum_d log C_dd - log det C) / 2; a constant dimension adds 0.
     """
     _check(codes, 2)
+    codes = codes[:, codes.var(0) > 0]
     covariance = codes.double().T.cov().reshape(codes.shape[1], -1)
     return 0.5 * (covariance.diag().log().sum() - covariance.logdet()).item()
 
@@ -229,14 +230,18 @@ def _sharing(table: Tensor, factor: Tensor, size: int, generator) -> Tensor:
     return found
 
 
-def _table(codes: Tensor, factors: Factors, n: int) -> np.ndarray:
-    """The factors of the first `n` images (all if n is 2), checked. Shapes: -> (N, F)."""
-    _check(codes, n)
+def _array(codes: Tensor) -> np.ndarray:
+    return codes.detach().cpu().double().numpy()
+
+
+def _table(codes: Tensor, factors: Factors, n: int | None = None) -> np.ndarray:
+    """The factors of the first `n` images, or of all, checked. Shapes: -> (n, F)."""
+    _check(codes, n or 2)
     if not factors:
         raise MetricError("there are no factors; sprites have some")
     if odd := {k: len(v) for k, v in factors.items() if len(v) != len(codes)}:
         raise MetricError(f"{len(codes):,} codes, but of factors {odd}; give as many of each")
-    table = np.stack([np.asarray(v) for v in factors.values()], 1)[: None if n == 2 else n]
+    table = np.stack([np.asarray(v) for v in factors.values()], 1)[:n]
     for name, values in zip(factors, table.T, strict=True):
         if (values == values[0]).all():
             raise MetricError(f"the factor {name} has one value alone; leave it out")

@@ -4,7 +4,7 @@
 737,280 images, numbered with y changing fastest. Each place is a whole pixel from the next, so an
 image is one of 720 patches, copied. `sprites` has 60,000 of them at random; any other is one call
 of `at` away. A square looks the same after every 10 orientations, an ellipse after every 20.
-Source: after dSprites (Matthey et al. 2017); own renderings, so numbers differ a little.
+Source: after dSprites (Matthey et al. 2017); own renderings, so results differ from dSprites'.
 """
 
 from collections.abc import Iterable
@@ -31,11 +31,12 @@ def at(indices: Iterable[int], colour: bool = False, smooth: bool = False) -> Im
     smooth : with grey edges, a pixel's level being the share of it that is covered.
     """
     name = "sprites" + "-colour" * colour + "-smooth" * smooth
-    sizes, n = (COLOURS, 8 * 737_280) if colour else (SIZES, 737_280)
-    indices = np.asarray(torch.as_tensor(indices).cpu(), dtype=np.int64).reshape(-1)
-    if len(indices) and (indices.min() < 0 or indices.max() >= n):
-        raise DataError(f"{name}: numbers go from 0 to {n - 1:,}")
-    values = np.unravel_index(indices, tuple(sizes.values()))
+    sizes = COLOURS if colour else SIZES
+    indices, n = torch.as_tensor(indices).cpu().flatten(), prod(sizes.values())
+    whole = not indices.is_floating_point() or not len(indices)
+    if not whole or (len(indices) and (indices.min() < 0 or indices.max() >= n)):
+        raise DataError(f"{name}: numbers are whole and go from 0 to {n - 1:,}")
+    values = np.unravel_index(indices.long().numpy(), tuple(sizes.values()))
     factors = {k: torch.from_numpy(v) for k, v in zip(sizes, values, strict=True)}
     return Images(name, "any", render(factors, smooth), factors=factors, things="sprites")
 
@@ -76,7 +77,7 @@ def _patches(smooth: bool) -> np.ndarray:
     a, b = u * angle.cos() + v * angle.sin(), v * angle.cos() - u * angle.sin()  # turned back
     patches = np.empty((3, 6, 40, PATCH, PATCH), np.uint8)
     for i in range(6):
-        half = 10.75 * (0.5 + i / 10)  # side of a square, in pixels
+        half = 10.75 * (0.5 + i / 10)  # pixels: half a square's side
         s, t = a / half, b / half
         square = torch.maximum(s.abs(), t.abs())
         ellipse = (s / 1.4).square() + (t / 0.7).square()
