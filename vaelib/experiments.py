@@ -27,13 +27,14 @@ from vaelib import choices, data, files, mcem, metrics, wake_sleep
 from vaelib.data import Images, seen_by
 from vaelib.diagnosis import TrainingError
 from vaelib.evaluation import elbo_terms, posteriors
-from vaelib.hardware import environment
+from vaelib.hardware import cpu_only, environment
 from vaelib.hmc import SamplerError
 from vaelib.recipes import DataConfig
 from vaelib.training import build, fit
 
 FOLDER = Path(__file__).parent.parent / "experiments"  # there in a clone alone
 KEYS = {"recipe", "grid", "seeds"}
+BROKEN = (TrainingError, SamplerError, metrics.MetricError)  # how a run that diverges ends
 WAYS = {"fit": fit, "wake_sleep": wake_sleep.fit, "mcem": mcem.fit}
 
 
@@ -168,6 +169,7 @@ def _run(path: Path, plan: list[dict]) -> Path:
     target = path.with_suffix(".json")
     kept = files.read_mapping(target)["runs"] if target.exists() else []
     done, spent, broken = [], [], []
+    device = torch.device("cpu" if cpu_only() else "cuda")
     for number, wanted in enumerate(plan, 1):
         began = time.perf_counter()
         go, images = started(wanted)
@@ -183,22 +185,15 @@ def _run(path: Path, plan: list[dict]) -> Path:
             warnings.simplefilter("ignore")  # what collapses is in the results
             try:
                 rows = go().rows
-            except (
-                TrainingError,
-                SamplerError,
-                metrics.MetricError,
-            ) as error:  # it diverged: the others go on
+            except BROKEN as error:  # the others go on
                 broken.append(f"run {number} ({error})")
                 print(f"{path.stem}, {broken[-1]}", flush=True)
                 continue
         history = [{name: round(value, 4) for name, value in row.items()} for row in rows]
         spent.append(time.perf_counter() - began)
-        done.append(wanted | {"history": history})
-        results = {
-            "command": f"vaelib experiment {path.stem}",
-            "made_with": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            "runs": done + [old for old in kept if old not in done],
-        }
+        done.append(wanted | {"made_with": environment(device), "history": history})
+        results = {"command": f"vaelib experiment {path.stem}"}
+        results["runs"] = done + [old for old in kept if old not in done]
         files.write_json(target, results)
     if broken:
         raise ExperimentError(

@@ -12,6 +12,7 @@ calls that argument `_`, and a recipe of it may set neither beta nor a KL warm-u
 import inspect
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -274,6 +275,7 @@ def chosen(name: str, arguments: dict) -> Callable:
     return objective
 
 
+@cache
 def asks_for(objective: Callable, name: str) -> bool:
     """Whether an objective declares that it needs one of GIVEN."""
     return name in inspect.signature(objective).parameters

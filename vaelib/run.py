@@ -128,8 +128,7 @@ class Run:
             raise TrainingError(f"{folder} was started with another model; start a new run")
         for split, sha256 in self.images.items():
             if run["images"][split] != sha256:
-                other = f"{folder} was started on other {split} images"
-                raise TrainingError(f"{other}; start a new run")
+                raise TrainingError(f"{folder} started on other {split} images; start a new run")
         if self.config.steps < before["steps"]:
             raise TrainingError(
                 f"{folder} was planned for {before['steps']:,} steps; give at least that"
@@ -191,8 +190,9 @@ class Run:
 
     def given(self, step: Step, noise: Tensor | None) -> dict:
         """What the objective asked the loop for; see `objectives.GIVEN`."""
-        progress = torch.tensor(step.progress, device=self.device)
-        given = {"progress": progress, "noise": noise, "n_train": len(self.stream.train)}
+        given = {"noise": noise, "n_train": len(self.stream.train)}
+        if objectives.asks_for(self.objective, "progress"):
+            given["progress"] = torch.tensor(step.progress, device=self.device)
         return {k: v for k, v in given.items() if objectives.asks_for(self.objective, k)}
 
     def note(self, terms: Terms) -> None:
