@@ -51,7 +51,7 @@ def nats_table(found: dict) -> str:
         for seconds in sorted({int(k.split()[2]) for k in found if k.split()[0] == kind}):
             runs = {who: found.get(f"{kind} {who} {seconds}", []) for who in shown}
             nats = {who: [run["nats"] for run in some] for who, some in runs.items()}
-            gap = mean(nats["plain"]) - mean(nats["vaelib"]) if nats["plain"] else None
+            gap = mean(nats["plain"]) - mean(nats["vaelib"]) if nats.get("plain") else None
             wall = max(run["wall"] for run in runs["vaelib"])
             ahead = "" if gap is None else f"{gap:.1f}"
             rows.append(
@@ -62,8 +62,14 @@ def nats_table(found: dict) -> str:
         head = ["seconds", "seeds", *(WHO[who] for who in shown), "ahead of the plain loop"]
         head += ["its wall time at most, s", "foreign load"]
         parts += [f"On {MACHINES[kind]}:", table(head, rows), "\n".join(told)]
-    here = next(iter(found)).split()[0]
-    return "\n\n".join([*parts, f"![test -ELBO against seconds](nats-{here}.png)"])
+    if several_times(found):
+        parts.append(f"![test -ELBO against seconds](nats-{next(iter(found)).split()[0]}.png)")
+    return "\n\n".join(parts)
+
+
+def several_times(found: dict) -> bool:
+    """Whether there is a curve to draw."""
+    return len({key.split()[2] for key in found}) > 1
 
 
 def rates_table(found: dict) -> str:
@@ -156,10 +162,12 @@ def write(results: dict) -> None:
             made = part["made_with"]
             on = (
                 f"{made['date']}, {made['processor']}, {made['threads']} cores, PyTorch "
-                f"{made['torch']}, Python {made['python']}."
-            )
+                f"{made['torch']}, Python {made['python']}. {made.get('note', '')}"
+            ).strip()
             parts += [f"### {title}: {MACHINES[kind]}", on, make(part["found"])]
     for kind, part in results.get("nats", {}).items():
+        if not several_times(part["found"]):
+            continue
         figure, to = plot(part["found"]), HERE / f"nats-{kind}.png"
         figure.savefig(to, dpi=130, metadata={"Software": None})
     page = (HERE / "README.md").read_text(encoding="utf-8")
