@@ -47,6 +47,11 @@ def lab(folder: Path, settings: str = ""):
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {"JUPYTER_CONFIG_DIR": home, "JUPYTERLAB_WORKSPACES_DIR": home}
         environment["JUPYTER_CONFIG_PATH"] = settings
+        # cells out of sight are in the page too
+        tracker = Path(home) / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+        tracker.parent.mkdir(parents=True)
+        tracker.write_text('{"windowingMode": "none"}')
+        environment["JUPYTERLAB_SETTINGS_DIR"] = home
         server = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -66,7 +71,8 @@ def lab(folder: Path, settings: str = ""):
 def run_all(page, ready: str) -> None:
     """Run all cells of the notebook that is open, and wait until `ready` is there."""
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-    page.wait_for_selector("[data-status='idle'], .jp-Notebook-ExecutionIndicator", timeout=120_000)
+    # without a kernel it would ask for one
+    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     page.wait_for_selector(ready, timeout=180_000)
@@ -121,6 +127,7 @@ def sliders(browser, address: str) -> dict[tuple[str, str], tuple]:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{address}/lab/tree/07-live-sliders.ipynb")
     run_all(page, ".vae-map .vae-mark")
+    page.locator(".vae-explorer").nth(2).wait_for(timeout=180_000)
     page.wait_for_timeout(10_000)
     found = {}
     for name, explorer in zip(
