@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from vaelib import checkpoints, evaluation, files, reports
-from vaelib.data import Images
-from vaelib.models import VAE
+from vaelib import checkpoints, derived, evaluation, files, publishing, reports
+from vaelib.__main__ import main
+from vaelib.data import Images, load, seen_by
+from vaelib.models import VAE, model_card
 
 
 def test_a_dimension_is_active_above_a_hundredth():
@@ -63,6 +64,35 @@ def test_a_block_has_the_nats_of_each_dimension_and_its_report_every_number():
     assert alone["active_units"] is None
     assert reports.report(alone)[-1].split() == ["active", "units", "unknown", "of", "one", "image"]
     assert found["-ELBO"][:2] == [f"{value:.3f}" for value in block["neg_elbo"]]
+
+
+def test_an_autoencoder_is_measured_by_its_reconstruction_alone(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = VAE((1, 28, 28), 2, "mlp", hidden=4).eval()
+    checkpoints.save(model, tmp_path)
+    files.write_text(tmp_path / files.RECIPE, "data: mnist-5k\nobjective: autoencoder\n")
+    main(["evaluate", str(tmp_path), "--offline"])
+    out = capsys.readouterr().out
+    block = files.read_metrics(tmp_path)["val_offline"]
+    assert not {"neg_elbo", "kl", "bound", "kl_per_dim"} & set(block)
+    assert "ELBO" not in out
+    assert "bound" not in out
+
+    images = load("mnist-5k", "val")
+    x = seen_by(model, images.images, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        nats = -model.decode(model.encode(x).loc).log_prob(x).sum((1, 2, 3)).double()
+    assert block["reconstruction"][0] == pytest.approx(nats.mean().item(), abs=1e-3)
+    main(["evaluate", str(tmp_path), "--offline"])
+    assert "agrees" in capsys.readouterr().out
+    main(["info", str(tmp_path)])
+    assert "reconstruction" in capsys.readouterr().out
+    card = model_card(model, files.read_metrics(tmp_path))
+    assert "reconstruction" in card
+    assert "neg_elbo" not in card
+    assert publishing._result("ae", block)[2:] == ["", "", ""]
+    with pytest.raises(files.CheckpointError, match="no bound: leave --full out"):
+        derived.measured(model, tmp_path, images, full=True)
 
 
 @pytest.fixture
@@ -154,8 +184,8 @@ def test_what_is_kept_of_an_evaluation_is_checked(interrupted, change):
 MEMORY = """
 import torch
 from vaelib import evaluation
-from vaelib.data import Images
-from vaelib.models import VAE
+from vaelib.data import Images, load, seen_by
+from vaelib.models import VAE, model_card
 
 
 def megabytes(key):

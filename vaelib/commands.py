@@ -179,7 +179,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     """
     import torch
 
-    from vaelib import data, derived, evaluation
+    from vaelib import data, derived
 
     if full and offline:
         raise UsageError("--full and --offline are two blocks: give one of them")
@@ -193,11 +193,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
             raise
         print(f"{error} Going on with the val_offline block.")
         block_name, images = "val_offline", derived.images_for(model, folder, "val")
-    block = (
-        evaluation.evaluate_fully(model, images, folder)
-        if full
-        else evaluation.evaluate(model, images, **evaluation.quick(model))
-    )
+    block = derived.measured(model, folder, images, full)
     path, blocks = folder / files.METRICS, files.read_metrics(folder)
     old = None if overwrite else blocks.get(block_name)
     differences = reports.compare(old, block) if old else []

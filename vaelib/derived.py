@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, Normal
 
-from vaelib import checkpoints, data, files, latents
+from vaelib import checkpoints, data, evaluation, files, latents, objectives, recipes
 from vaelib.data import Images
 from vaelib.evaluation import posteriors
 from vaelib.files import CheckpointError
@@ -48,6 +48,18 @@ def images_for(
     if split == "test" and split not in data.source(name).splits:
         split = "val"
     return data.load(name, split, fallback=fallback, image_size=tuple(size), channels=channels)
+
+
+def measured(model, folder: Path, images: Images, full: bool = False) -> dict:
+    """A block of metrics of a checkpoint: quick, or full. An autoencoder has no ELBO, no bound."""
+    recipe = recipes.read(folder) if (folder / files.RECIPE).exists() else {}
+    if recipe.get("objective") != "autoencoder":
+        if full:
+            return evaluation.evaluate_fully(model, images, folder)
+        return evaluation.evaluate(model, images, **evaluation.quick(model))
+    if full:
+        raise CheckpointError(f"{folder} is an autoencoder, which has no bound: leave --full out")
+    return evaluation.evaluate(model, images, objective=objectives.autoencoder)
 
 
 def drawn(model, images: Images, seed: int = 0) -> Tensor:

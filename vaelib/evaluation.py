@@ -172,62 +172,68 @@ def evaluate(
     seed: int = 0,
     fast: bool = False,
     collect: Callable[[Callable, int], Tensor] | None = None,
+    objective: Callable = elbo,
 ) -> dict:
     """One block of metrics: the ELBO on all images, the bound on the first few, in nats.
 
-    `fast` computes the bound with a compiled decoder in bf16 where the processor has it;
-    the block says so. `collect(from_image, n)` gathers the bounds of n images, and may know
-    the first ones: `from_image(i)` yields those from image i on.
+    By an autoencoder's `objective` the reconstruction alone, as it has no ELBO. `fast` computes
+    the bound compiled, in bf16 where the processor has it; the block says so. `collect(from_image,
+    n)` gathers the bounds of n images, and may know the first: `from_image(i)` yields from i on.
     Pairs are [mean over images, standard error over images].
     """
     began = time.perf_counter()
     if not len(images):
         raise ValueError(f"{images.title} has no images; give at least one")
-    terms, q_z = elbo_terms(model, images, seed)
-    some = images.subset(n_bound_images) if n_bound_images else images
-    device = next(model.parameters()).device
-    bf16 = fast and use_bf16("auto", device)
-    noise = "dynamic" if model.likelihood.binary else "none; dequantised"
-    function = compiled(decoded_log_weights) if fast else decoded_log_weights
-
-    def from_image(first: int) -> Iterator[Tensor]:
-        seen = _seen(model, some, torch.Generator().manual_seed(seed), 1)  # as for the ELBO
-        return bounds(
-            model, islice(seen, first, None), n_importance, seed, function=function, first=first
-        )
-
-    with torch.autocast(device.type, torch.bfloat16, bf16):
-        bound = (collect or _collect)(from_image, len(some))
+    device, binary = next(model.parameters()).device, model.likelihood.binary
+    terms, q_z = elbo_terms(model, images, seed, objective=objective)
+    noise = "dynamic" if binary else "none; dequantised"
     block = {
-        "data": images.name,
-        "split": images.split,
-        "sha256": images.sha256,
-        "n_images": len(images),
-        "binarisation": f"{noise}, one draw, seed {seed}",
+        "data": images.name, "split": images.split, "sha256": images.sha256,
+        "n_images": len(images), "binarisation": f"{noise}, one draw, seed {seed}",
         "units": "nats per image; [mean, standard error over images]",
-        "neg_elbo": mean_and_error(-terms.elbo),
         "reconstruction": mean_and_error(-terms.log_px_z),
-        "kl": mean_and_error(terms.kl),
         "active_units": active_units(q_z),
-        "bound": {
-            "neg_log_px": mean_and_error(-bound),
-            "neg_elbo_same_images": mean_and_error(-terms.elbo[: len(some)]),
-            "n_images": len(some),
-            "n_importance": n_importance,
-            "precision": "bf16" if bf16 else "fp32",
-        },
-        "made_with": environment(device) | {"seconds": round(time.perf_counter() - began, 1)},
-    }
+    }  # fmt: skip
+    if terms.kl is not None:  # an autoencoder has no ELBO, and no bound
+        some = images.subset(n_bound_images) if n_bound_images else images
+        same, how = terms.elbo[: len(some)], (n_importance, seed, fast, collect or _collect)
+        block |= {"neg_elbo": mean_and_error(-terms.elbo), "kl": mean_and_error(terms.kl)}
+        block["bound"] = _bound(model, some, same, *how)
+    block["made_with"] = environment(device) | {"seconds": round(time.perf_counter() - began, 1)}
     if terms.kl_per_dim is not None:
         block["kl_per_dim"] = [round(v, 4) for v in terms.kl_per_dim.mean(0).tolist()]
     if images.note:
         block["note"] = images.note
-    if not model.likelihood.binary:
-        bits = bits_per_dimension(block["neg_elbo"][0], math.prod(model.image_shape))
-        block |= {"bits_per_dim": round(bits, 4), "psnr": mean_and_error(psnr(model, images, q_z))}
+    if not binary:
+        if terms.kl is not None:
+            bits = bits_per_dimension(block["neg_elbo"][0], math.prod(model.image_shape))
+            block["bits_per_dim"] = round(bits, 4)
+        block["psnr"] = mean_and_error(psnr(model, images, q_z))
         if sigma := getattr(model.likelihood, "sigma", None):
             block["sigma"] = round(sigma, 5)
     return block
+
+
+def _bound(
+    model, images: Images, elbo: Tensor, n_importance: int, seed: int, fast: bool, collect: Callable
+) -> dict:  # fmt: skip
+    """The bound of N images as a block has it, beside their ELBO (N,)."""
+    device = next(model.parameters()).device
+    bf16 = fast and use_bf16("auto", device)
+    function = compiled(decoded_log_weights) if fast else decoded_log_weights
+
+    def from_image(first: int) -> Iterator[Tensor]:
+        seen = _seen(model, images, torch.Generator().manual_seed(seed), 1)  # as for the ELBO
+        rest = islice(seen, first, None)
+        return bounds(model, rest, n_importance, seed, function=function, first=first)
+
+    with torch.autocast(device.type, torch.bfloat16, bf16):
+        found = collect(from_image, len(images))
+    return {
+        "neg_log_px": mean_and_error(-found), "neg_elbo_same_images": mean_and_error(-elbo),
+        "n_images": len(images), "n_importance": n_importance,
+        "precision": "bf16" if bf16 else "fp32",
+    }  # fmt: skip
 
 
 def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:

@@ -250,7 +250,8 @@ def model_card(model: VAE, metrics: dict) -> str:
         "`vaelib sample FOLDER --mode reconstruct --data images:PHOTOS` for pictures of yours.", "",
     ]  # fmt: skip
     for block in metrics.values():
-        values = (f"{name} {block[name][0]:.2f}" for name in ("neg_elbo", "reconstruction", "kl"))
+        names = ("neg_elbo", "reconstruction", "kl")
+        values = (f"{name} {block[name][0]:.2f}" for name in names if name in block)
         where = f"{block['n_images']:,} images of {block['data']} {block['split']}"
         lines += [f"Nats per image on {where}: {', '.join(values)}.", ""]
     return "\n".join(lines)

@@ -143,17 +143,20 @@ def _model(name: str) -> list:
 def _result(name: str, block: dict) -> list:
     """One line of "results"."""
     things, n = data.source(block["data"]).things, block["n_images"]
-    bound = block["bound"]
-    cell = with_error(bound["neg_log_px"])
-    if bound["n_images"] != n:
-        cell += f" (first {bound['n_images']:,})"
-    cells = [with_error(block["neg_elbo"]), f"{block['kl'][0]:.2f}", cell]
+    cells = ["", "", ""]  # of an autoencoder
+    if bound := block.get("bound"):
+        cells = [with_error(block["neg_elbo"]), f"{block['kl'][0]:.2f}"]
+        first = f" (first {bound['n_images']:,})" if bound["n_images"] != n else ""
+        cells.append(with_error(bound["neg_log_px"]) + first)
     return [f"`{name}`", f"{n:,} {things}", *cells]
 
 
 def _block(name: str, block_name: str, block: dict) -> list:
     """One line of "digits" or "faces"."""
-    bound, of = block["bound"], ""
+    bound, of = block.get("bound"), ""
+    if not bound:  # an autoencoder
+        units = block["active_units"]
+        return [f"`{name}` {block_name}", "", with_error(block["reconstruction"]), units]
     if bound["n_images"] != block["n_images"]:
         there = bound["neg_elbo_same_images"][0]
         of = f"; first {bound['n_images']:,} images, whose −ELBO is {there:.2f}"

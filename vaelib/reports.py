@@ -8,19 +8,19 @@ TOLERANCE = 0.02  # nats (or dB): what another processor's rounding may change i
 
 def report(block: dict) -> list[str]:
     """A block of metrics as lines to read."""
-    bound = block["bound"]
-    rows = [
-        ("-ELBO", block["neg_elbo"], block["n_images"]),
-        ("reconstruction", block["reconstruction"], block["n_images"]),
-        ("KL", block["kl"], block["n_images"]),
-        (f"bound, {bound['n_importance']:,} samples", bound["neg_log_px"], bound["n_images"]),
-    ]
+    n_images, bound = block["n_images"], block.get("bound")
+    names = {"neg_elbo": "-ELBO", "reconstruction": "reconstruction", "kl": "KL"}
+    rows = [(name, block[key], n_images) for key, name in names.items() if key in block]
+    if bound:  # an autoencoder has none, nor an ELBO
+        name = f"bound, {bound['n_importance']:,} samples"
+        rows.append((name, bound["neg_log_px"], bound["n_images"]))
     head = (
         f"{block['data']} {block['split']}, binarisation: {block['binarisation']}; nats per image"
     )
     lines = [f"{name:>22} {v:9.3f} +- {e:.3f}  ({n:,} images)" for name, (v, e), n in rows]
-    if "psnr" in block:
+    if "bits_per_dim" in block:
         lines.append(f"{'bits per dimension':>22} {block['bits_per_dim']:9.3f}")
+    if "psnr" in block:
         lines.append(f"{'PSNR, dB':>22} {block['psnr'][0]:9.3f} +- {block['psnr'][1]:.3f}")
     if "sigma" in block:
         lines.append(f"{'sigma':>22} {block['sigma']:9.5f}")
@@ -31,16 +31,19 @@ def report(block: dict) -> list[str]:
 
 def compare(old: dict, new: dict) -> list[str]:
     """What differs between two computations of one block by more than rounding."""
-    old_bound, bound = old.get("bound", {}), new["bound"]
+    old_bound, bound = old.get("bound", {}), new.get("bound", {})
     exact = ("sha256", "n_images", "binarisation", "active_units")
     means = ("neg_elbo", "reconstruction", "kl", "psnr")
     found = [(key, old.get(key), new[key]) for key in exact]
     found += [
-        (f"the bound's {k}", old_bound.get(k), bound[k]) for k in ("n_images", "n_importance")
+        (f"the bound's {k}", old_bound.get(k), bound.get(k)) for k in ("n_images", "n_importance")
     ]
     found = [(key, before, now) for key, before, now in found if before != now]
     pairs = [(key, old.get(key), new.get(key)) for key in means]
-    for key, before, now in [*pairs, ("bound", old_bound.get("neg_log_px"), bound["neg_log_px"])]:
+    for key, before, now in [
+        *pairs,
+        ("bound", old_bound.get("neg_log_px"), bound.get("neg_log_px")),
+    ]:
         before, now = before and before[0], now and now[0]  # of [mean, error]; None where missing
         near = None not in (before, now) and abs(before - now) <= TOLERANCE
         if not (near or before is now is None):
