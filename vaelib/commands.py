@@ -173,7 +173,7 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
     """Recompute a block of metrics.json and compare; write it where it is missing.
 
     name : a published checkpoint, or a run folder.
-    full : the block test_full: 5,000 samples on all test images (one to five hours on two cores).
+    full : the block test_full: 5,000 samples on all test images (minutes to hours).
     offline : the block val_offline: the 5,000 validation digits, which need no download.
     overwrite : replace the block in metrics.json.
     """
