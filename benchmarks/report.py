@@ -33,6 +33,8 @@ def spread(values: list[float], form: str = ".1f") -> str:
 
 def load_of(runs: list[dict]) -> str:
     """The highest foreign load among some runs, in cores; bold where it can matter."""
+    if not all("foreign" in run for run in runs):
+        return "not measured"
     foreign = max(run["foreign"] for run in runs)
     return f"**{foreign:.2f}**" if foreign > 0.1 else f"{foreign:.2f}"
 

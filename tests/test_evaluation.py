@@ -91,6 +91,9 @@ def test_an_autoencoder_is_measured_by_its_reconstruction_alone(tmp_path, capsys
     assert "reconstruction" in card
     assert "neg_elbo" not in card
     assert publishing._result("ae", block)[2:] == ["", "", ""]
+    elbo, reconstruction, units, bound = publishing._block("ae", "val_offline", block)[1:]
+    assert (elbo, units, bound) == ("", block["active_units"], "")
+    assert "+" not in reconstruction
     with pytest.raises(files.CheckpointError, match="no bound: leave --full out"):
         derived.measured(model, tmp_path, images, full=True)
 
@@ -184,8 +187,8 @@ def test_what_is_kept_of_an_evaluation_is_checked(interrupted, change):
 MEMORY = """
 import torch
 from vaelib import evaluation
-from vaelib.data import Images, load, seen_by
-from vaelib.models import VAE, model_card
+from vaelib.data import Images
+from vaelib.models import VAE
 
 
 def megabytes(key):

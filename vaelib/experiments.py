@@ -27,7 +27,7 @@ from vaelib import choices, data, files, mcem, metrics, wake_sleep
 from vaelib.data import Images, seen_by
 from vaelib.diagnosis import TrainingError
 from vaelib.evaluation import elbo_terms, posteriors
-from vaelib.hardware import cpu_only, environment
+from vaelib.hardware import environment
 from vaelib.hmc import SamplerError
 from vaelib.recipes import DataConfig
 from vaelib.training import build, fit
@@ -169,7 +169,7 @@ def _run(path: Path, plan: list[dict]) -> Path:
     target = path.with_suffix(".json")
     kept = files.read_mapping(target)["runs"] if target.exists() else []
     done, spent, broken = [], [], []
-    device = torch.device("cpu" if cpu_only() else "cuda")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for number, wanted in enumerate(plan, 1):
         began = time.perf_counter()
         go, images = started(wanted)

@@ -153,24 +153,20 @@ def _result(name: str, block: dict) -> list:
 
 def _block(name: str, block_name: str, block: dict) -> list:
     """One line of "digits" or "faces"."""
-    bound, of = block.get("bound"), ""
-    if not bound:  # an autoencoder
-        units = block["active_units"]
-        return [f"`{name}` {block_name}", "", with_error(block["reconstruction"]), units]
-    if bound["n_images"] != block["n_images"]:
-        there = bound["neg_elbo_same_images"][0]
-        of = f"; first {bound['n_images']:,} images, whose −ELBO is {there:.2f}"
-    cells = [
-        f"`{name}` {block_name}",
-        with_error(block["neg_elbo"]),
-        f"{with_error(block['reconstruction'])} + {with_error(block['kl'])}",
-        block["active_units"],
-        f"{with_error(bound['neg_log_px'])} ({bound['n_importance']:,}{of})",
-    ]
+    elbo, parts, cell = "", with_error(block["reconstruction"]), ""  # of an autoencoder
+    if bound := block.get("bound"):
+        elbo, of = with_error(block["neg_elbo"]), ""
+        parts += f" + {with_error(block['kl'])}"
+        if bound["n_images"] != block["n_images"]:
+            there = bound["neg_elbo_same_images"][0]
+            of = f"; first {bound['n_images']:,} images, whose −ELBO is {there:.2f}"
+        cell = f"{with_error(bound['neg_log_px'])} ({bound['n_importance']:,}{of})"
+    cells = [f"`{name}` {block_name}", elbo, parts, block["active_units"], cell]
     if "psnr" not in block:
         return cells
     sigma = f"{block['sigma']:.4f}" if "sigma" in block else ""
-    return [*cells, f"{block['bits_per_dim']:.3f}", sigma, with_error(block["psnr"])]
+    bits = f"{block['bits_per_dim']:.3f}" if bound else ""
+    return [*cells, bits, sigma, with_error(block["psnr"])]
 
 
 def write_tables() -> None:

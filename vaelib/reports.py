@@ -40,10 +40,8 @@ def compare(old: dict, new: dict) -> list[str]:
     ]
     found = [(key, before, now) for key, before, now in found if before != now]
     pairs = [(key, old.get(key), new.get(key)) for key in means]
-    for key, before, now in [
-        *pairs,
-        ("bound", old_bound.get("neg_log_px"), bound.get("neg_log_px")),
-    ]:
+    pairs.append(("bound", old_bound.get("neg_log_px"), bound.get("neg_log_px")))
+    for key, before, now in pairs:
         before, now = before and before[0], now and now[0]  # of [mean, error]; None where missing
         near = None not in (before, now) and abs(before - now) <= TOLERANCE
         if not (near or before is now is None):
