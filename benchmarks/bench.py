@@ -221,7 +221,28 @@ def scaling(
     }  # fmt: skip
 
 
-WORKERS = {f.__name__: f for f in (typed, other, throughput, peak, work, latency, scaling)}
+def rendering(name: str, n: int = 20_000) -> dict:
+    """Sprites drawn a second, five times anew; and seconds until the first one is there."""
+    import torch
+
+    from vaelib.data import sprites
+
+    kinds = {"colour": "colour" in name, "smooth": "smooth" in name}
+    began = time.perf_counter()
+    sprites.at([0], **kinds)
+    first = time.perf_counter() - began
+    some = torch.randint(737_280, (n,), generator=torch.Generator().manual_seed(0))
+    held, rates = [], []  # in memory of its own each time, which may be slow to come
+    for _ in range(5):
+        began = time.perf_counter()
+        held.append(sprites.at(some, **kinds))
+        rates.append(n / (time.perf_counter() - began))
+    return {"first_s": first, "images_per_s": rates}
+
+
+WORKERS = {
+    f.__name__: f for f in (typed, other, throughput, peak, work, latency, scaling, rendering)
+}
 
 
 # -- what asks for it ----------------------------------------------------------------------------
@@ -345,11 +366,17 @@ def latencies(full: bool) -> dict:
     return {name: measure("latency", name=name) for name in ("mnist-2d", "mnist-50d")}
 
 
+def sprites(full: bool) -> dict:
+    names = ("sprites", "sprites-smooth", "sprites-colour")
+    return {name: measure("rendering", name=name) for name in names}
+
+
 SECTIONS = {
     "nats": nats_per_minute,
     "rates": rates,
     "latency": latencies,
     "scaling": scales,
+    "sprites": sprites,
 }
 
 

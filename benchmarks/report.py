@@ -124,6 +124,14 @@ def scaling_table(found: dict) -> str:
     return table(head, rows)
 
 
+def sprites_table(found: dict) -> str:
+    rows = [
+        [f"`{name}`", spread(run["images_per_s"], ",.0f"), f"{run['first_s']:.2f}", load_of([run])]
+        for name, run in found.items()
+    ]
+    return table(["", "images/s, 20,000 five times", "before the first, s", "foreign load"], rows)
+
+
 def plot(found: dict) -> Figure:
     """Test -ELBO against wall clock, one dot a seed."""
     figure = Figure((6, 3.6), layout="constrained")
@@ -153,6 +161,7 @@ PARTS = {
     "rates": ("Throughput", rates_table),
     "latency": ("Latency", latency_table),
     "scaling": ("Scaling", scaling_table),
+    "sprites": ("Sprites drawn in memory, 64x64", sprites_table),
 }
 
 

@@ -98,6 +98,31 @@ def test_an_autoencoder_is_measured_by_its_reconstruction_alone(tmp_path, capsys
         derived.measured(model, tmp_path, images, full=True)
 
 
+def test_where_factors_are_known_the_codes_are_scored_on_train(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    model = VAE((1, 64, 64), 3, "mlp", hidden=1).eval()
+    checkpoints.save(model, tmp_path)
+    files.write_text(tmp_path / files.RECIPE, "data: sprites\nobjective: autoencoder\n")
+    seen = []
+
+    def scores(codes, factors):
+        seen.append((codes, factors))
+        return {"mig": 0.12345, "sap": 0.5 + 0.1 * len(seen)}
+
+    monkeypatch.setattr("vaelib.metrics.scores", scores)
+    main(["evaluate", str(tmp_path)])
+    assert files.read_metrics(tmp_path)["test_quick"]["scores"] == {"mig": 0.1235, "sap": 0.6}
+    ((codes, factors),) = seen
+    train = load("sprites", "train")
+    assert torch.equal(factors["x"], train.factors["x"][:15_000])
+    x = seen_by(model, train.images[:15_000], torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(codes[:50], model.encode(x[:50]).loc)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path)])
+    assert "sap was 0.6, is 0.7" in capsys.readouterr().err
+
+
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
     """A model in a folder, with 100 of 150 bounds of its full evaluation done.

@@ -296,9 +296,55 @@ def test_scores_of_factors_are_those_of_the_codes():
     assert row["q_kl"] == pytest.approx(row["q_mutual"] + row["q_marginal"])
 
 
+def test_codes_that_are_the_prior_s_own_draws_are_no_distance_away():
+    many = load("mnist-5k", "train").subset(2000)
+    digits = torch.cat([many.labels, experiments.at_random(many, 2000).labels])
+
+    class Told(VAE):  # codes that a generator makes, shifted by the digit
+        shift = 0.0
+
+        def encode(self, x):
+            labels = digits[self.at : self.at + len(x)].unsqueeze(1)
+            noise = torch.randn(len(x), 2, generator=torch.Generator().manual_seed(self.at))
+            self.at += len(x)
+            mean = 0.8 * noise + self.shift * labels
+            return Normal(mean, torch.full_like(mean, 0.6))  # 0.8^2 + 0.6^2 = 1
+
+    model = Told((1, 28, 28), 2, "mlp", hidden=1)
+    model.at = 0
+    near = experiments.codes(model, {"train": many, "test": many})
+    assert abs(near["mmd"]) < 0.003
+    assert near["wasserstein"] < 0.12
+    assert near["nearest"] < 0.2  # as good as guessing
+    assert near["q_marginal"] < 0.5
+    assert near["q_kl"] == pytest.approx(near["q_mutual"] + near["q_marginal"])
+
+    model.at, model.shift = 0, 10.0
+    far = experiments.codes(model, {"train": many, "test": many})
+    assert far["mmd"] > 0.2
+    assert far["wasserstein"] > 20
+    assert far["nearest"] > 0.99
+
+    model.at, model.shift = 0, 0.0
+    bare = experiments.codes(model, {"train": many, "test": many}, noisy=False)
+    assert set(near) - set(bare) == {"q_kl", "q_mutual", "q_marginal", "q_tc"}
+    assert bare["wasserstein"] > 0.15  # the means alone are narrower than the prior
+
+
+def test_an_autoencoder_s_codes_are_its_means(plan):
+    write, _, few = plan
+    few["test"] = few["val"]
+    path = write(grid=[{"objective": ["autoencoder", "elbo"], "also": [["codes"]]}], seeds=[0])
+    bare, drawn = experiments.results(experiments.run(path).with_suffix(".yaml"))
+    assert "q_kl" in drawn
+    assert not {"q_kl", "val_kl"} & set(bare)
+    assert bare["log_px"] < 0
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
+        ({"latent_dim": [3], "also": [["codes"]]}, "3 latents and pixels that are coin flips"),
         ({"also": [["factors"]]}, "factors: these images have none"),
         ({"way": ["wakesleep"]}, "way 'wakesleep', did you mean wake_sleep?"),
         ({"also": [["tset"]]}, "also 'tset', did you mean test?"),

@@ -22,7 +22,7 @@ from torchvision.transforms.functional import to_tensor
 from traitlets.config import PyFileConfigLoader
 
 import vaelib
-from vaelib import blocks, checkpoints, data, export, files, widgets
+from vaelib import blocks, checkpoints, data, derived, export, files, widgets
 from vaelib.__main__ import main
 from vaelib.likelihoods import LIKELIHOODS, Gaussian
 from vaelib.models import VAE
@@ -195,7 +195,7 @@ def test_what_a_page_does_not_know_is_refused(tmp_path, monkeypatch, capsys):
     assert explorer_data["name"] == "m"  # in a notebook Python decodes
 
 
-PAGES = ["mnist-2d", "mnist-50d", "celeba-64"]
+PAGES = ["mnist-2d", "mnist-50d", "sprites-tc", "celeba-64"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -423,6 +423,40 @@ def test_any_model_gets_a_page_and_a_widget(tmp_path, shape, latent_dim):
         mean = model.decode(torch.ones(1, latent_dim)).mean[0]
     shown = torch.frombuffer(bytearray(picture), dtype=torch.uint8).reshape(shape)
     assert (shown / 255 - mean.clamp(0, 1)).abs().max() <= 0.51 / 255
+
+
+@pytest.fixture(scope="module")
+def told():
+    """A model of sprites, of whose latents two follow a factor; and what the explorer knows."""
+
+    class Told(VAE):
+        def encode(self, x):
+            lit = (x.sum(3) > 0) * torch.arange(64.0)  # of each row with a white pixel its number
+            y = lit.sum((1, 2)) / (lit > 0).sum((1, 2))
+            noise = torch.randn(len(x), generator=torch.Generator().manual_seed(0))
+            mean = torch.stack([y, noise, x.sum((1, 2, 3)).sqrt()], 1)
+            return torch.distributions.Normal(mean, torch.ones_like(mean))
+
+    torch.manual_seed(0)
+    model, images = Told((1, 64, 64), 3, "mlp", hidden=2), data.load("sprites", "test")
+    return model, images, widgets.explorer_data(model, "told", images, [1.0, 0.5, 0.2])
+
+
+def test_the_factor_that_a_latent_follows_is_found(told):
+    model, images, found = told
+    assert derived.followed(model, images) == {0: {"follows": "y"}, 2: {"follows": "scale"}}
+    assert [d.get("follows") for d in found["dims"]] == ["y", None, "scale"]
+    assert derived.followed(model, data.load("mnist-5k", "val")) == {}
+    assert widgets.still(model, found).startswith(b"\x89PNG")
+
+
+def test_a_slider_is_named_by_the_factor_that_it_follows(page, told, tmp_path):
+    model, _, found = told
+    export.write_page(model, found, "", tmp_path / "told.html")
+    page.goto((tmp_path / "told.html").as_uri())
+    text = page.inner_text("body")
+    assert "z[0] (y), 1.0 nats" in text
+    assert "z[1], 0.5 nats" in text
 
 
 def test_a_picture_leaves_the_number_of_threads_as_it_was():

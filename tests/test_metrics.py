@@ -233,3 +233,15 @@ def test_too_few_images_are_one_line(function, factors):
         function(perfect(factors), factors)
     with pytest.raises(metrics.MetricError, match="there are no factors"):
         few(function, perfect(factors), {})
+
+
+def test_every_score_has_its_name(monkeypatch):
+    monkeypatch.setattr(metrics, "dci", lambda *_: metrics.DCI(0.1, 0.2, 0.3, None))  # minutes
+    generator = torch.Generator().manual_seed(0)
+    factors = {name: torch.randint(5, (15_000,), generator=generator) for name in "ab"}
+    codes = torch.stack([*factors.values()], 1).float()
+    found = metrics.scores(codes, factors)
+    trees = {name: found.pop(f"dci_{name}") for name in metrics.DCI._fields[:3]}
+    assert trees == {"disentanglement": 0.1, "completeness": 0.2, "informativeness": 0.3}
+    assert found.pop("sap") > 0.3  # a linear classifier does not tell the middle values apart
+    assert found == pytest.approx({"mig": 1.0, "factor_vae": 1.0, "beta_vae": 1.0}, abs=0.01)

@@ -2,9 +2,9 @@
 
 The rooms in reading order; each imports only those before it: files, hub, choices, progress,
 recipes, budget, blocks, likelihoods, priors, models, objectives, data, hardware, reports,
-evaluation, checkpoints, diagnosis, stream, run, training, hmc, wake_sleep, mcem, metrics,
-experiments, latents, derived, figures, film, gallery, widgets, exercises, export, publishing,
-arguments, commands, __main__.
+evaluation, checkpoints, diagnosis, stream, run, training, hmc, wake_sleep, mcem, exact,
+metrics, latents, derived, experiments, figures, film, gallery, widgets, exercises, export,
+publishing, arguments, commands, __main__.
 """
 
 from importlib import import_module

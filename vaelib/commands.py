@@ -193,6 +193,8 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
             raise
         print(f"{error} Going on with the val_offline block.")
         block_name, images = "val_offline", derived.images_for(model, folder, "val")
+    if images.factors:
+        print("The codes are scored too, which takes minutes.", flush=True)
     block = derived.measured(model, folder, images, full)
     path, blocks = folder / files.METRICS, files.read_metrics(folder)
     old = None if overwrite else blocks.get(block_name)

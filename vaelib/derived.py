@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, Normal
 
-from vaelib import checkpoints, data, evaluation, files, latents, objectives, recipes
+from vaelib import (
+    checkpoints,
+    data,
+    evaluation,
+    files,
+    latents,
+    metrics,
+    objectives,
+    recipes,
+)  # fmt: skip
 from vaelib.data import Images
 from vaelib.evaluation import posteriors
 from vaelib.files import CheckpointError
@@ -51,15 +60,40 @@ def images_for(
 
 
 def measured(model, folder: Path, images: Images, full: bool = False) -> dict:
-    """A block of metrics of a checkpoint: quick, or full. An autoencoder has no ELBO, no bound."""
+    """A block of metrics of a checkpoint: quick, or full. An autoencoder has no ELBO, no bound.
+
+    Where the images' factors are known, the scores of the codes of 15,000 training images too.
+    """
     recipe = recipes.read(folder) if (folder / files.RECIPE).exists() else {}
-    if recipe.get("objective") != "autoencoder":
+    if recipe.get("objective") == "autoencoder":
         if full:
-            return evaluation.evaluate_fully(model, images, folder)
-        return evaluation.evaluate(model, images, **evaluation.quick(model))
-    if full:
-        raise CheckpointError(f"{folder} is an autoencoder, which has no bound: leave --full out")
-    return evaluation.evaluate(model, images, objective=objectives.autoencoder)
+            raise CheckpointError(
+                f"{folder} is an autoencoder, which has no bound: leave --full out"
+            )
+        block = evaluation.evaluate(model, images, objective=objectives.autoencoder)
+    elif full:
+        block = evaluation.evaluate_fully(model, images, folder)
+    else:
+        block = evaluation.evaluate(model, images, **evaluation.quick(model))
+    if images.factors:
+        some = images_for(model, folder, "train", name=images.name).subset(15_000)
+        found = metrics.scores(posteriors(model, some).loc, some.factors)
+        block["scores"] = {name: round(score, 4) for name, score in found.items()}
+    return block
+
+
+def followed(model, images: Images | None, least: float = 0.1) -> dict[int, dict[str, str]]:
+    """Which factor a latent's mean says most of, {"follows": its name} by the latent's number.
+
+    Of a factor's entropy it must say a share of `least`; a latent that says less has no entry.
+    """
+    if images is None or not images.factors:
+        return {}
+    means, names = posteriors(model, images).loc, list(images.factors)
+    shares = metrics.mutual_information(means, images.factors, len(images))  # (D, F) nats
+    shares = shares / torch.tensor([metrics.entropy(v.numpy()) for v in images.factors.values()])
+    most, best = shares.max(1)
+    return {d: {"follows": names[best[d]]} for d in range(len(most)) if most[d] >= least}
 
 
 def drawn(model, images: Images, seed: int = 0) -> Tensor:

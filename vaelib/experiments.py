@@ -23,12 +23,13 @@ from pathlib import Path
 
 import torch
 
-from vaelib import choices, data, files, mcem, metrics, wake_sleep
+from vaelib import choices, data, derived, exact, files, mcem, metrics, wake_sleep
 from vaelib.data import Images, seen_by
 from vaelib.diagnosis import TrainingError
 from vaelib.evaluation import elbo_terms, posteriors
 from vaelib.hardware import environment
 from vaelib.hmc import SamplerError
+from vaelib.objectives import mmd
 from vaelib.recipes import DataConfig
 from vaelib.training import build, fit
 
@@ -61,19 +62,47 @@ def marginal(model, images: dict[str, Images], splits=("train", "test"), n: int 
     return row
 
 
-def factors(model, images: dict[str, Images], n: int = 10_000) -> dict:
+def factors(model, images: dict[str, Images], noisy: bool = True, n: int = 10_000) -> dict:
     """The quick scores of the codes' factors and where the KL goes, of the first images."""
     some = images["train"].subset(n)
     q_z = posteriors(model, some)
     gaps = metrics.mig(q_z.loc, some.factors, len(some))
     row = {"mig": gaps.score} | {f"mig_{name}": value for name, value in gaps.each.items()}
     row |= {f.__name__: f(q_z.loc, some.factors) for f in (metrics.factor_vae, metrics.beta_vae)}
-    z = q_z.loc + q_z.scale * torch.randn(q_z.loc.shape, generator=torch.Generator().manual_seed(0))
-    return row | {f"q_{k}": v for k, v in metrics.surgery(q_z, z, model.prior).items()}
+    return row | (surgery(model, q_z) if noisy else {})
+
+
+def surgery(model, q_z) -> dict:
+    """Where the KL of some codes goes, one draw of each image."""
+    parts = metrics.surgery(q_z, derived.drawn_from(q_z, 0), model.prior)
+    return {f"q_{name}": value for name, value in parts.items()}
+
+
+def codes(model, images: dict[str, Images], noisy: bool = True) -> dict:
+    """How far the test images' codes lie from the prior, and what they say of the digit.
+
+    By three measures of the distance, and by the share of digits that the five nearest codes of
+    10,000 training images name right; and log p(x) of 500 images, on a grid.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    test, train = images["test"], at_random(images["train"], 10_000)
+    q_z, known = posteriors(model, test), posteriors(model, train)
+    z = derived.drawn_from(q_z, 0) if noisy else q_z.loc
+    prior = model.prior.sample(len(z), torch.Generator().manual_seed(1))
+    nearest = KNeighborsClassifier(5).fit(known.loc.numpy(), train.labels.numpy())
+    x = seen_by(model, test.subset(500).images.cpu(), torch.Generator().manual_seed(0))
+    return {
+        "mmd": mmd(z, prior).item(),
+        "wasserstein": metrics.sliced_wasserstein(z, prior),
+        "nearest": float(nearest.score(q_z.loc.numpy(), test.labels.numpy())),
+        "log_px": exact.log_px(model, x).mean().item(),
+    } | (surgery(model, q_z) if noisy else {})
 
 
 # of images by split, to columns of history
 ALSO = {"test": elbo_on_test, "marginal": marginal, "factors": factors}
+ALSO["codes"] = codes
 ALSO |= {"val_marginal": partial(marginal, splits=("val",))}
 
 
@@ -133,6 +162,12 @@ def started(wanted: dict) -> tuple[Callable, dict[str, Images]]:
         mcem.check_dims(model.latent_dim)
     if factors in also and not images["train"].factors:
         raise ExperimentError("also: factors: these images have none; sprites have some")
+    if codes in also:
+        exact.check(model)
+        if images["train"].labels is None:
+            raise ExperimentError("also: codes: these images have no labels; mnist has")
+    noisy = recipe.get("objective") != "autoencoder"
+    also = [partial(f, noisy=noisy) if f in (factors, codes) else f for f in also]
     if n_train is not None:
         if not 0 < n_train <= len(images["train"]):
             raise ExperimentError(f"n_train {n_train}: give 1 to {len(images['train']):,}")

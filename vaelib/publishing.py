@@ -10,6 +10,7 @@ from vaelib import (
     checkpoints,
     data,
     derived,
+    experiments,
     export,
     figures,
     files,
@@ -20,15 +21,32 @@ from vaelib import (
 )  # fmt: skip
 from vaelib.checkpoints import PUBLISHED
 from vaelib.data import Images
+from vaelib.evaluation import posteriors
 from vaelib.figures import Figure
 
 ASSETS = PUBLISHED.parent / "readme-assets"
 PUBLISHED_PAGES = PUBLISHED.parent / "docs"  # as a static host serves them
 FILES = (files.CONFIG, files.WEIGHTS, files.RECIPE, files.HISTORY, files.METRICS)  # of each
-IN_SERIES = "paper-"  # checkpoints that differ in one number: of each a few pictures, to compare
+# checkpoints that differ in one thing: of each a few pictures, to compare
+IN_SERIES = ("paper-", "mnist-2d-", "sprites-")
 WITH_NETWORKS = "mnist-50d"  # the checkpoint whose architecture is drawn, to stand for all
 # of runs made longer before recipes had the key `plans`: [until, steps] of each earlier plan
 UNTOLD_PLANS = {"mnist-50d": [[47_000, 47_000]]}
+# the rows of "objectives": runs of experiments/objectives.yaml
+OBJECTIVES = {
+    "VAE": {"objective": "elbo", "beta": 1.0},
+    "beta-VAE, 8": {"objective": "elbo", "beta": 8.0},
+    "beta-TCVAE, 8": {"objective": "beta_tcvae"},
+    "MMD-VAE": {"objective": "mmd_vae"},
+    "autoencoder": {"objective": "autoencoder"},
+}
+# checkpoints whose maps stand side by side, in a picture that is named after the last
+COMPARED = {
+    "mnist-2d-ae": "autoencoder",
+    "mnist-2d-vae": "VAE",
+    "mnist-2d-beta": "beta-VAE, 4",
+    "mnist-2d-mmd": "MMD-VAE, 100",
+}
 MORE = (files.LATENTS, files.ATTRIBUTES, files.FILM)  # of some
 
 
@@ -55,6 +73,10 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
             "latent-variance": gallery.latent_variance(model, name, images),
             "latent-histogram": gallery.latent_histogram(model, name, images),
         }
+    if images.factors:
+        pictures["traversals"] = gallery.traverse(
+            model, name, start, checkpoints.known_kl(folder), 9, n_samples=6
+        )
     if name == WITH_NETWORKS:
         pictures["architecture"] = figures.architecture(model, f"{name}: its networks, and z")
     if images.attributes:
@@ -65,6 +87,13 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
         pictures["attributes"] = steps
     if model.latent_dim == 2 and images.labels is not None:
         pictures["latent-map"] = gallery.visualize_latent(model, name, images)
+    if name == [*COMPARED][-1]:
+        maps = {
+            shown: posteriors(checkpoints.load_checkpoint(other), images).loc
+            for other, shown in COMPARED.items()
+        }
+        title = f"{len(images):,} {images.things} of {images.title}, means of q(z | x)"
+        pictures["latent-maps"] = figures.latent_maps(maps, images.labels, title)
     if model.latent_dim == 2:
         spacing = "inverse_cdf" if gallery.is_standard(model) else "linear"
         side = (
@@ -101,9 +130,12 @@ def results_table(kind: str) -> str:
     """Numbers of the published checkpoints, from their metrics.json, as Markdown.
 
     kind: "results", the most thorough block of each, but for those in a series; "models", what each
-    is; or what the data sets' pictures are called ("digits", "faces"): every block of their models.
+    is; "objectives", means over the seeds of an experiment; or what the data sets' pictures are
+    called ("digits", "faces"): every block of their models.
     """
     names = checkpoints.published()
+    if kind == "objectives":
+        return _table("objective | −ELBO | distortion | KL | MIG", map(_objective, OBJECTIVES))
     if kind == "models":
         return _table("checkpoint | latent_dim | MB | data | likelihood", map(_model, names))
     blocks = [(name, *block) for name in names for block in _blocks(name)]
@@ -149,6 +181,21 @@ def _result(name: str, block: dict) -> list:
         first = f" (first {bound['n_images']:,})" if bound["n_images"] != n else ""
         cells.append(with_error(bound["neg_log_px"]) + first)
     return [f"`{name}`", f"{n:,} {things}", *cells]
+
+
+def _objective(name: str) -> list:
+    """One line of "objectives"; MIG with its range, the others as means over seeds."""
+    rows = [
+        row for row in experiments.results("objectives") if OBJECTIVES[name].items() <= row.items()
+    ]
+
+    def mean(column: str) -> str:  # an autoencoder has neither ELBO nor KL
+        values = [abs(row[column]) for row in rows if column in row]
+        return f"{sum(values) / len(values):.1f}" if values else ""
+
+    gaps = [row["mig"] for row in rows]
+    gap = f"{sum(gaps) / len(gaps):.2f} ({min(gaps):.2f}–{max(gaps):.2f})"
+    return [name, *map(mean, ("val_elbo", "val_log_px_z", "val_kl")), gap]
 
 
 def _block(name: str, block_name: str, block: dict) -> list:

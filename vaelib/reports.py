@@ -24,6 +24,7 @@ def report(block: dict) -> list[str]:
         lines.append(f"{'PSNR, dB':>22} {block['psnr'][0]:9.3f} +- {block['psnr'][1]:.3f}")
     if "sigma" in block:
         lines.append(f"{'sigma':>22} {block['sigma']:9.5f}")
+    lines += [f"{name:>22} {score:9.3f}" for name, score in block.get("scores", {}).items()]
     units = block["active_units"]
     units = "unknown of one image" if units is None else f"{units:5d}"
     return [head, *lines, f"{'active units':>22} {units}"]
@@ -46,6 +47,10 @@ def compare(old: dict, new: dict) -> list[str]:
         near = None not in (before, now) and abs(before - now) <= TOLERANCE
         if not (near or before is now is None):
             found.append((key, before, now))
+    before, now = old.get("scores", {}), new.get("scores", {})
+    for key in sorted(before.keys() | now.keys()):
+        if abs(before.get(key, 9) - now.get(key, 9)) > TOLERANCE:
+            found.append((key, before.get(key), now.get(key)))
     return [f"{key} was {before}, is {now}" for key, before, now in found]
 
 

@@ -102,8 +102,8 @@ class Sliders(ipywidgets.HBox):
 def still(model, explorer_data: dict) -> bytes:
     """The explorer at its first picture, as a PNG: the picture, and its map or its sliders."""
     limit, dims = explorer_data["limit"], explorer_data["dims"][:12]
-    places = [start["z"] for start in explorer_data.get("starts", [])]
-    z = [*places, *explorer_data.get("draws", []), [0.0] * model.latent_dim][0]
+    starts, draws = (explorer_data.get(key, []) for key in ("starts", "draws"))
+    z = [*[start["z"] for start in starts], *draws, [0.0] * model.latent_dim][0]
     if "points" in explorer_data:
         points, labels = (torch.tensor(explorer_data["points"][key]) for key in ("z", "labels"))
         figure = figures.latent_map(points, labels, limit=limit + 0.5)
@@ -115,8 +115,9 @@ def still(model, explorer_data: dict) -> bytes:
         at = [min(max(z[d["dim"]], -limit), limit) for d in dims]  # as a slider shows it
         axes.plot(at, range(len(dims)), "o", color=figures.BLUE)
         nats = ["" if d["nats"] is None else f", {d['nats']:.1f} nats" for d in dims]
-        names = [f"z[{d['dim']}]{more}" for d, more in zip(dims, nats, strict=True)]
-        axes.set(yticks=range(len(dims)), yticklabels=names, ylim=(len(dims) - 0.5, -0.5))
+        names = [f"z[{d['dim']}]" + f" ({d.get('follows')})" * ("follows" in d) for d in dims]
+        axes.set_yticks(range(len(dims)), map(str.__add__, names, nats))
+        axes.set_ylim(len(dims) - 0.5, -0.5)
     left, right = (Image.open(io.BytesIO(b)) for b in (picture(model, z), figure._repr_png_()))
     page = Image.new("RGB", (left.width + 16 + right.width, right.height), "white")
     page.paste(left, (0, (right.height - left.height) // 2))
@@ -182,8 +183,8 @@ def explorer_data(
 ) -> dict:
     """What the explorer has to know of a model, as JSON; see explorer/explorer.js.
 
-    `images` are there to start from, to order the dimensions where no KL is given, and,
-    with two latent dimensions, to be the map's dots;
+    `images` are there to start from, to order the dimensions where no KL is given, to say which
+    factor each follows, and, with two latent dimensions, to be the map's dots;
     `directions` (D,) by name become sliders; `draws` (N, D) are offered beside the prior's.
     Raises ValueError for a prior that the explorer can't draw from.
     """
@@ -193,12 +194,13 @@ def explorer_data(
             "take widgets.latent_sliders, or vaelib sample"
         )
     n = model.latent_dim
-    order, kl_per_dim = gallery.order_dims(model, images, kl_per_dim)
+    order, nats = gallery.order_dims(model, images, kl_per_dim)
+    follows = derived.followed(model, images)
     found = {
         "name": name,
         "shape": list(model.image_shape),
         "limit": limit,
-        "dims": [{"dim": d, "nats": kl_per_dim[d] if kl_per_dim else None} for d in order],
+        "dims": [{"dim": d, "nats": nats and nats[d]} | follows.get(d, {}) for d in order],
     }
 
     def rounded(z: Tensor) -> list:
@@ -217,10 +219,9 @@ def explorer_data(
         found["manifold"] = data_url(page.convert("L") if model.image_shape[0] == 1 else page)
     if images is not None and n_starts:
         x, means = gallery.encode(model, images.subset(n_starts), torch.Generator().manual_seed(0))
-        kind = images.things.removesuffix("s")
         views = [data_url(as_picture(view)) for view in (255 * x).byte()]
         found["starts"] = [
-            {"label": f"{kind} {i + 1}", "z": z, "picture": view}
+            {"label": f"{images.things.removesuffix('s')} {i + 1}", "z": z, "picture": view}
             for i, (z, view) in enumerate(zip(rounded(means), views, strict=True))
         ]
     if directions:
@@ -243,8 +244,7 @@ def of_checkpoint(name: str) -> tuple[torch.nn.Module, dict]:
     terms, images = {}, None
     try:
         source = data.source(derived.data_of(folder))
-        if source.terms:
-            terms = {"terms": source.terms}
+        terms = {"terms": source.terms} if source.terms else {}
         if source.shareable:
             images = derived.images_for(model, folder, fallback=True)
     except (DataError, CheckpointError) as error:
@@ -254,8 +254,8 @@ def of_checkpoint(name: str) -> tuple[torch.nn.Module, dict]:
     directions = None
     if checkpoints.kept_tensors(folder, files.ATTRIBUTES):
         directions = derived.shown_directions(derived.attributes(model, folder))
-    kl_per_dim = checkpoints.known_kl(folder)
-    found = explorer_data(model, folder.name, images, kl_per_dim, 12, directions, draws)
+    nats = checkpoints.known_kl(folder)
+    found = explorer_data(model, folder.name, images, nats, 12, directions, draws)
     return model, terms | found
 
 

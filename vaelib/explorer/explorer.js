@@ -1,7 +1,7 @@
 // The explorer's face: sliders, map and picture. How a latent vector becomes a picture it
 // leaves to `decode(z)`, which gives bytes, plane by plane, or a promise of them.
 //
-// about: {name, shape: [C, H, W], dims: [{dim, nats}], limit, points?: {z, labels, colours},
+// about: {name, shape: [C, H, W], dims: [{dim, nats, follows?}], limit, points?: {z, labels, colours},
 //         manifold?: URL, starts?: [{label, z, picture: URL}], directions?: [{name, v}],
 //         draws?: [z], terms?: text}
 
@@ -194,8 +194,9 @@ function addComparison(parent, place, say) {
 // --- sliders: the dimensions that carry most first, the dead ones folded away
 function addSliders(parent, about, place) {
   const { base, strengths } = place, limit = about.limit;
-  function sliderFor(fold, { dim, nats }) {
-    const label = nats === null ? `z[${dim}]` : `z[${dim}], ${nats.toFixed(1)} nats`;
+  function sliderFor(fold, { dim, nats, follows }) {
+    const name = follows ? `z[${dim}] (${follows})` : `z[${dim}]`;
+    const label = nats === null ? name : `${name}, ${nats.toFixed(1)} nats`;
     const slider = addSlider(fold, label, -limit, limit, 0,
       (v) => { base[dim] = v; place.refresh(); });
     place.onJump.push(() => slider.set(base[dim]));

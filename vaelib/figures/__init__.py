@@ -3,6 +3,7 @@
 from vaelib.figures.charts import (
     latent_histogram,
     latent_map,
+    latent_maps,
     latent_plane,
     latent_variance,
     loss_curve,
@@ -23,7 +24,7 @@ from vaelib.figures.style import BLUE, CLASSES, GREY, ORANGE, Figure, colours, f
 
 __all__ = [
     "BLUE", "CLASSES", "GREY", "ORANGE", "Figure", "architecture", "colours", "finite",
-    "image_grid", "interpolations", "latent_histogram", "latent_map", "latent_plane",
-    "latent_variance", "look", "loss_curve", "manifold", "mismatch", "prior_contours",
-    "reconstructions", "samples", "tile", "traversals",
+    "image_grid", "interpolations", "latent_histogram", "latent_map", "latent_maps",
+    "latent_plane", "latent_variance", "look", "loss_curve", "manifold", "mismatch",
+    "prior_contours", "reconstructions", "samples", "tile", "traversals",
 ]  # fmt: skip

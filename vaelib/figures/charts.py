@@ -16,6 +16,7 @@ from vaelib.figures.style import (
     ORANGE,
     WIDE,
     Figure,
+    class_dots,
     colours,
     finite,
     key,
@@ -58,9 +59,7 @@ def latent_map(
     """
     finite("means", means)
     axes = latent_plane(title, labels.tolist(), limit).axes[0]
-    order = torch.randperm(len(means), generator=torch.Generator().manual_seed(0))  # fair overlap
-    z, labels = means[order].cpu().numpy(), labels[order].cpu().numpy()
-    axes.scatter(*z.T, s=2.5, c=colours(labels), linewidth=0, antialiased=False)
+    z = dots(axes, means, labels)
     if standard_prior:
         prior_contours(axes)
         for radius in (1, 2, 3):
@@ -68,7 +67,24 @@ def latent_map(
                 rf"{radius}$\sigma$", (0, -radius), ha="center", va="center", parse_math=True,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
             )  # fmt: skip
-    centres: dict[int, np.ndarray] = {}  # colour alone does not tell ten classes apart
+    name_classes(axes, z, labels)
+    if outside := int((np.abs(z) > limit).any(1).sum()):
+        axes.set_xlabel(f"z[0]   ({outside} {things} lie outside)")
+    return axes.figure
+
+
+def dots(axes, means: Tensor, labels: Tensor) -> np.ndarray:
+    """Posterior means as dots in the classes' colours; returns them as an array (N, 2)."""
+    order = torch.randperm(len(means), generator=torch.Generator().manual_seed(0))  # fair overlap
+    shown = means[order].cpu().numpy()
+    shades = colours(labels[order].cpu().numpy())
+    axes.scatter(*shown.T, s=2.5, c=shades, linewidth=0, antialiased=False)
+    return means.cpu().numpy()
+
+
+def name_classes(axes, z: np.ndarray, labels: Tensor) -> None:
+    """Each class's label where it lies: colour alone does not tell ten apart."""
+    labels, centres = labels.cpu().numpy(), {}
     for label in np.unique(labels):
         centre = np.median(z[labels == label], 0)
         centres[label] = centre = free_place(centre, [*centres.values()])
@@ -76,9 +92,27 @@ def latent_map(
             str(label), centre, weight="bold", ha="center", va="center",
             bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "linewidth": 0.7},
         )  # fmt: skip
-    if outside := int((np.abs(z) > limit).any(1).sum()):
-        axes.set_xlabel(f"z[0]   ({outside} {things} lie outside)")
-    return axes.figure
+
+
+@look()
+def latent_maps(means: dict[str, Tensor], labels: Tensor, title: str = "") -> Figure:
+    """Maps of several 2-D models side by side, each with its own scale and the same N(0, I).
+
+    Shapes: means of (N, 2) by a model's name, labels (N,).
+    """
+    figure = Figure((WIDE, WIDE / len(means) + 0.75), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left")
+    panels = figure.subplots(1, len(means), squeeze=False)[0]
+    for axes, (name, some) in zip(panels, means.items(), strict=True):
+        finite("means", some)
+        dots(axes, some, labels)
+        prior_contours(axes)
+        limit = max(3.3, 1.05 * some.abs().max().item())
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), title=name, aspect="equal")
+        axes.locator_params(nbins=4)
+    shown = class_dots(labels)
+    figure.legend(handles=shown, loc="outside lower center", ncols=10, handletextpad=0)
+    return figure
 
 
 def free_place(centre: np.ndarray, taken: list[np.ndarray], far: float = 0.43) -> np.ndarray:

@@ -10,6 +10,7 @@ import matplotlib.figure
 import matplotlib.style
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from PIL import Image, ImageChops
 from torch import Tensor
@@ -141,13 +142,18 @@ def colours(labels: np.ndarray) -> np.ndarray:
     return palette[labels.astype(int) % len(CLASSES)]
 
 
+def class_dots(labels) -> list[Line2D]:
+    """A dot for each class, in its colour and with its name, as a legend takes them."""
+    return [
+        Line2D([], [], marker="o", linestyle="", color=colour, markersize=5, label=str(label))
+        for label in sorted({int(label) for label in labels})
+        for colour in [CLASSES[label % len(CLASSES)]]
+    ]
+
+
 def key(axes, labels) -> None:
     """A row above the axes that says which class has which colour."""
-    found = sorted({int(label) for label in labels})
-    dots = [
-        axes.plot([], [], "o", color=CLASSES[label % len(CLASSES)], markersize=5, label=label)[0]
-        for label in found
-    ]
+    dots = class_dots(labels)
     axes.legend(
         handles=dots, ncols=min(10, len(dots)), loc="lower left", bbox_to_anchor=(-0.02, 1.0),
         borderaxespad=0.2, borderpad=0.1, handlelength=0.5, handletextpad=0.25, columnspacing=0.9,
