@@ -22,6 +22,9 @@ test: .venv/ready  ## run everything: lint, tests, every notebook
 figures: .venv/ready  ## draw every picture and table of results again
 	$(BIN)/vaelib figures
 
+copies: .venv/ready  ## write the notebooks' copies for students and for instructors
+	$(BIN)/python -m vaelib.exercises
+
 bench: .venv/ready  ## measure speed, half an hour
 	$(BIN)/python benchmarks/bench.py
 
@@ -41,4 +44,4 @@ bench-full: .venv/ready  ## measure all of it, 2 hours
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-.PHONY: help lab test figures bench bench-full
+.PHONY: help lab test figures copies bench bench-full

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from servers import refused, serving, silent
 
-from vaelib import checkpoints, data, evaluation, files, objectives, publishing, reports
+import vaelib
+from vaelib import checkpoints, data, evaluation, files, objectives, publishing, reports, training
 from vaelib.files import CheckpointError
 from vaelib.likelihoods import LIKELIHOODS
 from vaelib.models import VAE
@@ -448,3 +449,41 @@ def test_compare_sees_what_differs(small_vae, digits):
     # a block that says less, of another program say, differs in what it does not say
     assert len(reports.compare({"sha256": block["sha256"]}, block)) == 9
     assert block["bound"]["neg_log_px"][0] < block["bound"]["neg_elbo_same_images"][0]
+
+
+def test_what_another_checkpoint_has_is_stored_once(without_clone, tmp_path, monkeypatch):
+    base = without_clone / "model"
+    plain = vaelib.VAE.from_pretrained(base)
+    model = vaelib.VAE(**plain._hub_mixin_config | {"prior": "flow"})
+    training.begin(model, str(base))
+    other = without_clone / "model-flow"
+    checkpoints.save(model, other)
+    whole = (other / "model.safetensors").stat().st_size
+    publishing.lean(other, base)
+    with pytest.raises(ValueError, match="which has others"):
+        publishing.lean(base, other)
+    spared = sum(w.nbytes for w in plain.state_dict().values())
+    assert (other / "model.safetensors").stat().st_size < whole - 0.9 * spared
+    again = vaelib.load_checkpoint(other)
+    assert all(torch.equal(w, again.state_dict()[k]) for k, w in model.state_dict().items())
+    n = sum(number for _, number in files.read_shapes(other).values())
+    assert n == sum(w.numel() for w in model.state_dict().values())
+    # fetched, the other one comes with it
+    for name in ("train.yaml", "history.json"):
+        (other / name).write_text("{}")
+    manifest = {
+        folder.name: {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+        for folder in (base, other)
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with serving(without_clone) as (address, asked):
+        monkeypatch.setenv("VAELIB_CHECKPOINTS", address)
+        assert checkpoints.load_checkpoint("model-flow").prior_name == "flow"
+        assert len(asked) == 8
+    # and without it, or with another in its place, that is said
+    checkpoints.save(vaelib.VAE(**plain._hub_mixin_config), base)
+    with pytest.raises(CheckpointError, match="put that checkpoint beside this one"):
+        vaelib.load_checkpoint(other)
+    shutil.rmtree(base)
+    with pytest.raises(CheckpointError, match="put that checkpoint beside this one"):
+        vaelib.VAE.from_pretrained(other)

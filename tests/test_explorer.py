@@ -459,6 +459,64 @@ def test_a_slider_is_named_by_the_factor_that_it_follows(page, told, tmp_path):
     assert "z[1], 0.5 nats" in text
 
 
+@pytest.mark.parametrize("prior", ["vamp", "flow"])
+def test_draw_is_of_the_models_own_prior(page, tmp_path, prior):
+    sizes = {"n_inputs": 3} if prior == "vamp" else {"n_layers": 2, "hidden": 4}
+    model = VAE((1, 6, 5), 3, "mlp", hidden=4, prior=prior, prior_args=sizes).eval()
+    with torch.no_grad():  # far from N(0, I): each latent near 6
+        if prior == "vamp":
+            model.encoder.to_latent.bias[:3] = 6
+        for coupling in model.prior.flow.transform.transforms if prior == "flow" else ():
+            coupling.hyper[-1].bias.view(-1, 2)[:, 0] = -6
+        assert model.prior.sample(500).mean(0).sub(6).abs().max() < 1
+    export.write_page(model, widgets.explorer_data(model, "far"), "", tmp_path / "far.html")
+    page.goto((tmp_path / "far.html").as_uri())
+    page.wait_for_selector(".vae-picture[data-frame]")
+    assert page.get_by_label("draw's temperature").count() == 0
+    values = page.locator(".vae-value")
+    assert set(values.all_inner_texts()) == {"0.00"}
+    for button, near in (("draw", 6), ("zero", 0)):
+        page.get_by_role("button", name=button, exact=True).click()
+        assert eventually(
+            page, lambda near=near: all(abs(float(v) - near) < 5 for v in values.all_inner_texts())
+        )
+    assert page.said == []
+
+
+def test_the_widget_asks_the_kernel_for_a_draw(page):
+    """Its JavaScript over a kernel that answers with what it was asked, or with an error."""
+    about = {"name": "t", "shape": [1, 2, 2], "limit": 3, "prior": "flow"}
+    about["dims"] = [{"dim": d, "nats": None} for d in range(2)]
+    page.set_content("<div id=root></div>")
+    source = widgets.LatentExplorer._esm.replace("export default", "window.widget =")
+    page.add_script_tag(content=source)
+    page.evaluate(
+        """(about) => {
+            window.asked = [];
+            const model = {
+                get: () => about,
+                on: (_, answer) => { model.answer = answer; },
+                send: (request) => {
+                    window.asked.push(request);
+                    const { number, view, z } = request;
+                    if (z) model.answer({ number, view }, [new DataView(new ArrayBuffer(4))]);
+                    else if (window.broken) model.answer({ number, view, error: "no prior" }, []);
+                    else model.answer({ number, view, z: [1.5, -2.25] }, []);
+                },
+            };
+            window.widget.render({ model, el: document.getElementById("root") });
+        }""",
+        about,
+    )
+    page.get_by_role("button", name="draw", exact=True).click()
+    values = page.locator(".vae-value")
+    assert eventually(page, lambda: values.all_inner_texts() == ["1.50", "-2.25"])
+    assert eventually(page, lambda: page.evaluate("asked.at(-1).z") == [1.5, -2.25])
+    page.evaluate("window.broken = true")
+    page.get_by_role("button", name="draw", exact=True).click()
+    assert eventually(page, lambda: "no prior" in page.locator(".vae-status").inner_text())
+
+
 def test_a_picture_leaves_the_number_of_threads_as_it_was():
     model, before = VAE(latent_dim=2, widths=(8,)).eval(), torch.get_num_threads()
     torch.set_num_threads(3)

@@ -6,12 +6,14 @@ That they run from top to bottom is nbval's part; see the Makefile.
 import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
-from vaelib import data
+from vaelib import data, exercises
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -27,8 +29,8 @@ def tagged(cell, tag):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_every_solution_passes_its_check_and_nothing_else_does(path, monkeypatch):
-    """Set up, then for each exercise: the stub and the solution, each checked."""
+def test_every_solution_passes_its_check_and_plausible_wrong_answers_do_not(path, monkeypatch):
+    """Set up, then for each exercise: the stub, the solution, wrong answers, each checked."""
     load = data.load
 
     def some(name, *args, **kwargs):  # ten thousand digits take half a minute to encode
@@ -42,19 +44,22 @@ def test_every_solution_passes_its_check_and_nothing_else_does(path, monkeypatch
             exec(cell.source, space)
         elif tagged(cell, "exercise"):
             assert " = None" in cell.source
-            stub = cell.source
+            stub, notes = cell.source, cell.metadata["exercise"]
+            assert notes.keys() == {"minutes", "points", "expect", "wrong"}
         elif tagged(cell, "check"):
             waiting = cell.source
         elif waiting and (found := SOLUTION.search(cell.source)):
+            number = re.search(r"answer_(\d)", stub).group(1)
+            wrong = [w if "answer_" in w else f"answer_{number} = {w}" for w in notes["wrong"]]
             said = []
-            for answer in (stub, found.group(1)):
+            for answer in (stub, found.group(1), *wrong):
                 exec(answer, space)
                 out = io.StringIO()
                 with contextlib.redirect_stdout(out):
                     exec(waiting, space)
-                said.append(out.getvalue().strip())
-            number = re.search(r"answer_(\d)", stub).group(1)
-            assert said == [f"Exercise {number}: not attempted.", f"Exercise {number}: correct."]
+                said.append(out.getvalue().strip().removeprefix(f"Exercise {number}: "))
+            assert said == ["not attempted.", "correct.", *["not yet."] * len(wrong)]
+            assert len(wrong) >= 3
             waiting, n_solved = None, n_solved + 1
     n_exercises = sum(tagged(cell, "exercise") for cell in cells(path))
     assert n_solved == n_exercises >= 3
@@ -65,6 +70,66 @@ def test_a_wrong_answer_is_not_called_right(capsys):
 
     check(1, 5, lambda a: a == 4)
     assert capsys.readouterr().out == "Exercise 1: not yet.\n"
+
+
+def test_a_seal_is_that_of_the_right_answer_and_of_what_is_near_it():
+    for right, within, good, bad in (
+        (4.0, 0.01, [4, 4.009, 3.991, torch.tensor(4.0)], [4.02, -4, 0]),
+        ((0.3, -1.2), (0.01, 0.1), [(0.3, -1.2), (0.305, -1.25)], [(0.3, 1.2), (0.33, -1.2)]),
+        ("a", None, ["a", "A", "(a)"], ["b", "ab", True]),
+        (False, None, [False], [True, "False", 0.0]),
+        ({"x", "y"}, None, [{"y", "x"}], [{"x"}, {"x", "y", "z"}]),
+    ):
+        is_right = exercises.sealed(exercises.seal_of(right, within), within)
+        assert all(map(is_right, good))
+        assert not any(map(is_right, bad))
+    with pytest.raises(ValueError, match="give 2 numbers"):
+        exercises.sealed("0", (1, 1))((2,))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_copies_for_students_and_for_instructors(path):
+    notebook = nbformat.read(path, as_version=4)
+    before = nbformat.writes(notebook)
+    theirs, ours = exercises.students(notebook), exercises.instructors(notebook)
+    assert nbformat.writes(notebook) == before  # both are copies
+    for copy in (theirs, ours):
+        nbformat.validate(copy)
+        assert [c.source for c in copy.cells if c.cell_type == "code"] == [
+            c.source for c in notebook.cells if c.cell_type == "code"
+        ]
+    text = nbformat.writes(theirs)
+    assert "<details>" not in text
+    assert '"expect"' not in text
+    assert not any(cell.get("outputs") for cell in theirs.cells)
+    prose = "\n".join(cell.source for cell in ours.cells if cell.cell_type == "markdown")
+    solutions = SOLUTION.findall("\n".join(cell.source for cell in notebook.cells))
+    assert "<details>" not in prose
+    for cell in notebook.cells:
+        if tagged(cell, "exercise"):
+            assert cell.metadata["exercise"]["expect"] in prose
+            solution = solutions.pop(0)
+            assert solution in prose
+            assert solution not in text
+    headings = [line for line in prose.splitlines() if line.startswith("### Exercise")]
+    assert len(headings) == sum(tagged(cell, "exercise") for cell in notebook.cells)
+    kept = "\n".join(cell.source for cell in theirs.cells)
+    assert all(heading in kept for heading in headings)
+    assert "## References" in kept
+
+
+def test_copies_are_written_where_their_links_hold(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(exercises, "NOTEBOOKS", tmp_path / "notebooks")
+    (tmp_path / "notebooks").mkdir()
+    for name in ("00-start-here.ipynb", "README.md"):
+        shutil.copy(FOLDER / name, tmp_path / "notebooks" / name)
+    exercises.main()
+    assert "student: 1 notebooks" in capsys.readouterr().out
+    for folder in ("student", "instructor"):
+        assert {p.name for p in (tmp_path / folder).iterdir()} == {
+            "00-start-here.ipynb",
+            "README.md",
+        }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

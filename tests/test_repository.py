@@ -17,7 +17,7 @@ PACKAGE = ROOT / "vaelib"
 # the rooms in reading order, as the package's docstring lists them
 README_WORDS = 1380  # 60 more for each later part: CONTRIBUTING.md
 ORDER = re.findall(r"\w+", vaelib.__doc__.split("before it:")[1])
-CORE = ("blocks", "likelihoods", "priors", "models", "objectives", "evaluation", "training")
+CORE = ("blocks", "likelihoods", "models", "objectives", "evaluation", "training")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("notebooks/*.ipynb")])
 
 

@@ -1,10 +1,10 @@
 """Variational autoencoders to see, touch and check.
 
 The rooms in reading order; each imports only those before it: files, hub, choices, progress,
-recipes, budget, blocks, likelihoods, priors, models, objectives, data, hardware, reports,
-evaluation, checkpoints, diagnosis, stream, run, training, hmc, wake_sleep, mcem, exact,
-metrics, latents, derived, experiments, figures, film, gallery, widgets, exercises, export,
-publishing, arguments, commands, __main__.
+recipes, budget, blocks, likelihoods, priors, posteriors, models, objectives, data, hardware,
+reports, evaluation, checkpoints, diagnosis, stream, run, training, hmc, wake_sleep, mcem, exact,
+metrics, samples, latents, derived, experiments, figures, film, gallery, widgets, exercises,
+export, publishing, arguments, commands, __main__.
 """
 
 from importlib import import_module

@@ -167,4 +167,6 @@ def _fetch(name: str) -> Path:
                 f"{url} can't be fetched ({str(error).splitlines()[0]}); check the address and "
                 "the network, then try again: what is whole is kept"
             ) from error
+    if base := files.read_metadata(folder / files.WEIGHTS).get("base"):  # has the other weights
+        _fetch(base)
     return folder

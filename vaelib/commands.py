@@ -169,13 +169,17 @@ def images_of(model, folder: Path, name: str | None, mode: str):
         return None
 
 
-def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bool = False) -> None:
+def evaluate(
+    name: str, full: bool = False, offline: bool = False, overwrite: bool = False,
+    samples: bool = False,
+) -> None:  # fmt: skip
     """Recompute a block of metrics.json and compare; write it where it is missing.
 
     name : a published checkpoint, or a run folder.
     full : the block test_full: 5,000 samples on all test images (minutes to hours).
     offline : the block val_offline: the 5,000 validation digits, which need no download.
     overwrite : replace the block in metrics.json.
+    samples : how its draws stand to these images, too: a classifier's guesses, Frechet's distance.
     """
     import torch
 
@@ -195,10 +199,12 @@ def evaluate(name: str, full: bool = False, offline: bool = False, overwrite: bo
         block_name, images = "val_offline", derived.images_for(model, folder, "val")
     if images.factors:
         print("The codes are scored too, which takes minutes.", flush=True)
-    block = derived.measured(model, folder, images, full)
+    block = derived.measured(model, folder, images, full, samples)
     path, blocks = folder / files.METRICS, files.read_metrics(folder)
     old = None if overwrite else blocks.get(block_name)
     differences = reports.compare(old, block) if old else []
+    if old and samples and "samples" not in old and not differences:
+        block, old = old | {"samples": block["samples"]}, None
     try:
         if old is None:
             files.write_json(path, dict(sorted((blocks | {block_name: block}).items())))
@@ -241,11 +247,7 @@ def figures(names: list[str]) -> None:
     """
     known = checkpoints.published()
     for name in names:
-        if name not in known:
-            near = arguments.choices.nearest(name, known)
-            raise UsageError(
-                f"no published checkpoint {name!r}{near}; there are: {', '.join(known)}"
-            )
+        arguments.choices.choose("published checkpoint", name, dict.fromkeys(known))
     from vaelib import publishing
 
     for name in names or known:

@@ -24,6 +24,7 @@ from vaelib import (
 from vaelib.data import Images
 from vaelib.evaluation import posteriors
 from vaelib.files import CheckpointError
+from vaelib.samples import check, of_model
 
 SMALL = 32 * 32  # numbers of an image: of larger ones no frames of samples are kept
 MOST_FRAMES = 200  # of a run's film; then every other one goes
@@ -59,11 +60,16 @@ def images_for(
     return data.load(name, split, fallback=fallback, image_size=tuple(size), channels=channels)
 
 
-def measured(model, folder: Path, images: Images, full: bool = False) -> dict:
+def measured(
+    model, folder: Path, images: Images, full: bool = False, samples: bool = False
+) -> dict:
     """A block of metrics of a checkpoint: quick, or full. An autoencoder has no ELBO, no bound.
 
-    Where the images' factors are known, the scores of the codes of 15,000 training images too.
+    Where the images' factors are known, the scores of the codes of 15,000 training images too;
+    with `samples`, how its draws stand to the images.
     """
+    if samples:
+        check(images)
     recipe = recipes.read(folder) if (folder / files.RECIPE).exists() else {}
     if recipe.get("objective") == "autoencoder":
         if full:
@@ -79,6 +85,8 @@ def measured(model, folder: Path, images: Images, full: bool = False) -> dict:
         some = images_for(model, folder, "train", name=images.name).subset(15_000)
         found = metrics.scores(posteriors(model, some).loc, some.factors)
         block["scores"] = {name: round(score, 4) for name, score in found.items()}
+    if samples:
+        block["samples"] = of_model(model, images)
     return block
 
 

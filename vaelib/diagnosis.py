@@ -89,6 +89,19 @@ def check(model, data: dict[str, Images], config: TrainConfig, objective, world:
         raise TrainingError(
             f"{config.objective} has neither beta nor kl_warmup; its own parameters: {own}"
         )
+    kinds = (model.prior_name, model.posterior_name)
+    if getattr(objective, "needs_normals", False) and kinds != ("standard", "normal"):
+        raise TrainingError(
+            f"{config.objective} is for the prior standard and the posterior normal, and this "
+            f"model has {' and '.join(kinds)}: take another objective"
+        )
+    if config.objective == "autoencoder" and list(model.prior.parameters()):
+        raise TrainingError("an autoencoder asks no prior, so none is learned: leave prior out")
+    if config.two_stage and not list(model.prior.parameters()):
+        raise TrainingError(
+            f"two_stage trains the prior alone, and {model.prior_name} has nothing to learn: "
+            "give prior vamp or flow"
+        )
     if config.batch_size % n_parts:
         raise TrainingError(
             f"batch_size {config.batch_size} in {n_parts} equal parts (processes times "

@@ -19,6 +19,7 @@ from vaelib.data import Images, seen_by
 from vaelib.hardware import compiled, environment, use_bf16
 from vaelib.likelihoods import bits_per_dimension, log_likelihood
 from vaelib.objectives import Terms, elbo, log_weights
+from vaelib.posteriors import draw
 from vaelib.progress import progress
 
 ACTIVE_THRESHOLD = 0.01  # Var_x(E_q[z]) above which a dimension is active (Burda et al. 2016)
@@ -30,7 +31,7 @@ def elbo_terms(
 ) -> tuple[Terms, Normal]:
     """ELBO terms of every image (or another objective's) from K draws of z, and its q(z | x).
 
-    Memory does not grow with the images' pixels: they are turned into floats batch by batch.
+    Pixels become floats batch by batch.
     Shapes: N images -> Terms of (N,) and (N, D), Normal (N, D); all on the CPU, in nats.
     """
     device, n_batches = next(model.parameters()).device, math.ceil(len(images) / batch)
@@ -136,8 +137,8 @@ def bounds(
 
 
 def decoded_log_weights(model, x: Tensor, q_z: Normal, eps: Tensor) -> Tensor:
-    """log w at z = mu + sigma eps. Shapes: x (B, C, H, W), eps (K, B, D) -> (K, B)."""
-    z = q_z.loc + q_z.scale * eps  # (K, B, D)
+    """log w at the draws of some noise. Shapes: x (B, C, H, W), eps (K, B, D) -> (K, B)."""
+    z = draw(q_z, eps)  # (K, B, D)
     return log_weights(model.prior, q_z, z, log_likelihood(model.decode(z), x))
 
 
@@ -202,6 +203,8 @@ def evaluate(
     block["made_with"] = environment(device) | {"seconds": round(time.perf_counter() - began, 1)}
     if terms.kl_per_dim is not None:
         block["kl_per_dim"] = [round(v, 4) for v in terms.kl_per_dim.mean(0).tolist()]
+    elif terms.kl is not None:
+        block["kl_estimator"] = "log q(z | x) - log p(z) at one draw of z for each image"
     if images.note:
         block["note"] = images.note
     if not binary:
@@ -224,8 +227,7 @@ def _bound(
 
     def from_image(first: int) -> Iterator[Tensor]:
         seen = _seen(model, images, torch.Generator().manual_seed(seed), 1)  # as for the ELBO
-        rest = islice(seen, first, None)
-        return bounds(model, rest, n_importance, seed, function=function, first=first)
+        return bounds(model, islice(seen, first, None), n_importance, seed, 250, function, first)
 
     with torch.autocast(device.type, torch.bfloat16, bf16):
         found = collect(from_image, len(images))
@@ -236,8 +238,7 @@ def _bound(
     }  # fmt: skip
 
 
-def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:
-    """All bounds, behind a progress bar. Shapes: -> (n,)."""
+def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:  # (n,)
     return torch.stack(list(progress(from_image(0), total=n, unit="image", leave=False, delay=2)))
 
 
@@ -268,8 +269,7 @@ def evaluate_fully(model, images: Images, folder: Path) -> dict:
         for bound in rest:
             found.append(bound.item())
             if len(found) % 100 == 0:
-                kept["seconds"] = before + time.perf_counter() - began
-                files.write_json(path, kept)
+                files.write_json(path, kept | {"seconds": before + time.perf_counter() - began})
         return torch.tensor(found)
 
     block = evaluate(model, images, n_importance, None, seed, fast=True, collect=collect)

@@ -166,6 +166,8 @@ def started(wanted: dict) -> tuple[Callable, dict[str, Images]]:
         exact.check(model)
         if images["train"].labels is None:
             raise ExperimentError("also: codes: these images have no labels; mnist has")
+    if {factors, codes} & set(also) and model.posterior_name != "normal":
+        raise ExperimentError("also: factors and codes are for the posterior normal")
     noisy = recipe.get("objective") != "autoencoder"
     also = [partial(f, noisy=noisy) if f in (factors, codes) else f for f in also]
     if n_train is not None:

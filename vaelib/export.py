@@ -7,6 +7,7 @@ which every block of `vaelib.blocks` stands a second time.
 import base64
 import html
 import json
+import math
 import re
 from pathlib import Path
 
@@ -45,10 +46,40 @@ def describe(module: nn.Module, weights: list[Tensor]) -> dict:
             raise ValueError(f"{module}: decoder.js has 3x3 convolutions with padding 1 alone")
         found["stride"] = module.stride[0]
     for name, parameter in module.named_parameters(recurse=False):
-        found[name] = {"at": sum(w.numel() for w in weights), "length": parameter.numel()}
-        weights.append(parameter.detach().cpu())
+        found[name] = placed(parameter, weights)
     children = {name: describe(child, weights) for name, child in module.named_children()}
     return found | ({"children": list(children.values())} if kind == "Sequential" else children)
+
+
+def placed(tensor: Tensor, weights: list[Tensor]) -> dict:
+    """Where a tensor lies among the `weights`, to which it is appended."""
+    place = {"at": sum(w.numel() for w in weights), "length": tensor.numel()}
+    weights.append(tensor.detach().cpu())
+    return place
+
+
+def describe_prior(model, weights: list[Tensor]) -> dict | None:
+    """A model's learned prior as decoder.js draws from it; None for N(0, I), which it has itself.
+
+    Raises ValueError for a prior that decoder.js does not have.
+    """
+    prior, kind = model.prior, type(model.prior).__name__
+    if kind == "StandardNormal":
+        return None
+    if kind == "VampPrior":
+        with torch.no_grad():
+            parts = prior.components()
+        return {"type": kind} | {k: placed(getattr(parts, k), weights) for k in ("loc", "scale")}
+    if kind != "Flow":
+        raise ValueError(
+            f"no page can be made with the prior {model.prior_name}: decoder.js lacks it"
+        )
+    couplings = [
+        {"kept": part.mask.nonzero()[:, 0].tolist(), "moved": (~part.mask).nonzero()[:, 0].tolist()}
+        | {"hyper": describe(nn.Sequential(*part.hyper), weights)}
+        for part in prior.flow.transform.transforms
+    ]
+    return {"type": kind, "bound": math.log(1e-3), "couplings": couplings}  # zuko's, of log scales
 
 
 def packed(weights: list[Tensor]) -> str:
@@ -83,7 +114,7 @@ def export(name: str, output: str = "explorer.html") -> None:
 def write_page(model, explorer_data: dict, intro: str, path: Path) -> int:
     """Write the page of a model; returns its size in bytes. See `widgets.explorer_data`.
 
-    Raises ValueError for a likelihood or a module that decoder.js does not have.
+    Raises ValueError for a likelihood, a prior or a module that decoder.js does not have.
     """
     if model.likelihood_name not in (known := page_likelihoods()):
         raise ValueError(
@@ -92,9 +123,9 @@ def write_page(model, explorer_data: dict, intro: str, path: Path) -> int:
         )
     weights: list[Tensor] = []
     net = describe(model.decoder, weights)
-    net["image_shape"] = model.image_shape
+    net["image_shape"], prior = model.image_shape, describe_prior(model, weights)
     page = {
-        "net": net, "weights": packed(weights), "about": explorer_data,
+        "net": net, "prior": prior, "weights": packed(weights), "about": explorer_data,
         "likelihood": model.likelihood_name,
     }  # fmt: skip
     parts = {

@@ -177,10 +177,33 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def parts(path: Path) -> list[Path]:
+    """A file of weights, and before it the file of another model that has the rest, if one has.
+
+    The metadata name that model, `base`, whose folder lies beside, and its file's SHA-256.
+    """
+    if not (base := (metadata := read_metadata(path)).get("base")):
+        return [path]
+    other = path.absolute().parent.parent / base / WEIGHTS
+    if not other.is_file() or sha256(other) != metadata["base_sha256"]:
+        raise CheckpointError(
+            f"{path} has only what differs from the published {base}, and {other} is not there or "
+            "another file: put that checkpoint beside this one"
+        )
+    return [other, path]
+
+
+def read_weights(path: Path) -> dict:
+    """All weights of a model by name: see `parts`."""
+    return {key: weight for part in parts(path) for key, weight in read_tensors(part)[0].items()}
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[list[int], int]]:
     """Of each of a checkpoint's weights its shape and how many numbers it has, without torch."""
-    with _opened(Path(folder) / WEIGHTS, "numpy") as file:
-        shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+    shapes = {}
+    for part in parts(Path(folder) / WEIGHTS):
+        with _opened(part, "numpy") as file:
+            shapes |= {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
     return {key: (shape, math.prod(shape)) for key, shape in shapes.items()}
 
 

@@ -33,6 +33,24 @@ def is_standard(model) -> bool:
 
 
 @torch.inference_mode()
+def spread(model) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the prior in each dimension; by 10,000 draws, if not N(0, I).
+
+    Shapes: -> (D,), (D,).
+    """
+    if is_standard(model):
+        return torch.zeros(model.latent_dim), torch.ones(model.latent_dim)
+    z = model.prior.sample(10_000, torch.Generator().manual_seed(0))
+    return z.mean(0), z.std(0)
+
+
+def reach(model, limit: float = 3.0) -> float:
+    """How far from 0 a map or a slider must go to be `limit` deviations out in every dimension."""
+    mean, std = spread(model)
+    return round((mean.abs() + limit * std).max().item(), 1)
+
+
+@torch.inference_mode()
 def draws(model, n: int, seed: int, density: MixtureSameFamily | None = None) -> tuple[Tensor, str]:
     """Latents to start from, and what to call one: of the prior, or of a density fitted to latents.
 
@@ -155,13 +173,16 @@ def traverse(
     else:
         bases = encode_some(model, images, n_bases, seed)[1]
         start = f"{images.things.removesuffix('s')} of {images.title}"
+    mean, std = spread(model)
+    places = mean[:, None] + std[:, None] * values  # (D, n_traverse)
     if traverse_dim is not None:
-        paths = torch.stack([latents.traversal(z, traverse_dim, values) for z in bases])
+        at = places[traverse_dim]
+        paths = torch.stack([latents.traversal(z, traverse_dim, at) for z in bases])
         title, labels = f"{name}: z[{traverse_dim}] moved, from one {start} in each row", None
     else:
         order, kl_per_dim = order_dims(model, images, kl_per_dim)
         dims = order[:n_samples]
-        paths = torch.stack([latents.traversal(bases[0], dim, values) for dim in dims])
+        paths = torch.stack([latents.traversal(bases[0], dim, places[dim]) for dim in dims])
         labels = [f"z[{d}]" + (f"\n{kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]
         title = f"{name}: a dimension a row, from one {start}"
         bases = bases.expand(len(dims), -1)
@@ -184,7 +205,8 @@ def visualize_latent(model, name: str, images: Images) -> Figure:
         raise ValueError(f"{images.name} has no labels to colour a map by; try --mode manifold")
     title = f"{name}: {len(images):,} {images.things} of {images.title}, means of q(z | x)"
     z, standard = terms_of(model, images)[1].loc, is_standard(model)
-    return figures.latent_map(z, images.labels, title, 4.5, images.things, standard)
+    limit = reach(model, 4.5)
+    return figures.latent_map(z, images.labels, title, limit, images.things, standard)
 
 
 def manifold(
@@ -196,7 +218,7 @@ def manifold(
             f"spacing inverse_cdf follows N(0, I), and {name} has the {model.prior_name} prior; "
             "take spacing linear"
         )
-    z = latents.manifold(n, spacing)
+    z = latents.manifold(n, spacing, reach(model))
     title = f"{name}: decoded grid, " + SPACED[spacing]
     return figures.manifold(decode(model, z), z[:n, 0], title)
 

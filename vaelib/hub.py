@@ -8,7 +8,7 @@ from vaelib.files import (
     WEIGHTS,
     CheckpointError,
     read_mapping,
-    read_tensors,
+    read_weights,
     write_json,
     write_tensors,
 )
@@ -56,7 +56,7 @@ def read_model(cls, name_or_path: str | Path, hub: dict):
     if not folder.is_dir():
         parts = [_from_hub(str(name_or_path), file.name, hub) for file in parts]
     config_file, weights_file = parts
-    config, weights = read_mapping(config_file), read_tensors(weights_file)[0]
+    config, weights = read_mapping(config_file), read_weights(weights_file)
     model = _check_fit(cls, config, weights, str(weights_file))
     model.load_state_dict(weights)
     return model.eval()

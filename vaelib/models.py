@@ -16,10 +16,9 @@ from torch.distributions import Distribution, Normal
 from vaelib import choices, files, hub
 from vaelib.blocks import ConvBlock, Downsample, ResidualBlock, Upsample, group_norm
 from vaelib.likelihoods import LIKELIHOODS
+from vaelib.posteriors import POSTERIORS, FlowPosterior, draw
 from vaelib.priors import PRIORS
 from vaelib.recipes import Arguments
-
-LOGVAR_RANGE = (-12.0, 8.0)  # keeps exp(logvar) finite while the first steps are wild
 
 
 def bottleneck_size(image_shape, widths) -> tuple[int, int]:
@@ -35,9 +34,12 @@ def bottleneck(channels: int, n_res_blocks: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """x (B, C, H, W) -> mean and log-variance of q(z | x), side by side: (B, 2 D)."""
+    """x (B, C, H, W) -> mean and log-variance of q(z | x), side by side: (B, 2 D).
 
-    def __init__(self, image_shape, latent_dim: int, widths, n_res_blocks: int):
+    Or as many parameters, `n_params`, as another posterior takes.
+    """
+
+    def __init__(self, image_shape, n_params: int, widths, n_res_blocks: int):
         super().__init__()
         h, w = bottleneck_size(image_shape, widths)
         self.conv_in = nn.Conv2d(image_shape[0], widths[0], 3, stride=2, padding=1)
@@ -45,7 +47,7 @@ class Encoder(nn.Module):
         for narrow, wide in itertools.pairwise(widths):
             self.down_blocks.extend([ConvBlock(narrow, narrow), Downsample(narrow, wide)])
         self.mid_block = bottleneck(widths[-1], n_res_blocks)
-        self.to_latent = nn.Linear(widths[-1] * h * w, 2 * latent_dim)
+        self.to_latent = nn.Linear(widths[-1] * h * w, n_params)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, widths[0], H/2, W/2)
@@ -84,10 +86,10 @@ def tanh_layers(n_in: int, hidden: int, n_hidden: int) -> nn.Sequential:
 class MLPEncoder(nn.Module):
     """Tanh hidden layers (Kingma & Welling 2014, appendix C: one): (B, C, H, W) -> (B, 2 D)."""
 
-    def __init__(self, image_shape, latent_dim: int, hidden: int, n_hidden: int):
+    def __init__(self, image_shape, n_params: int, hidden: int, n_hidden: int):
         super().__init__()
         self.hidden = tanh_layers(math.prod(image_shape), hidden, n_hidden)
-        self.to_latent = nn.Linear(hidden, 2 * latent_dim)
+        self.to_latent = nn.Linear(hidden, n_params)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_latent(self.hidden(x.flatten(1)))
@@ -107,7 +109,7 @@ class MLPDecoder(nn.Module):
 
 
 class VAE(nn.Module, PyTorchModelHubMixin):
-    """p(x, z) = p(z) p(x | z), with q(z | x) = N(z; mu(x), diag sigma^2(x)).
+    """p(x, z) = p(z) p(x | z), with q(z | x) = N(z; mu(x), diag sigma^2(x)) or a flow of it.
 
     `image_shape` is (C, H, W), and the decoder returns exactly this size; the other arguments
     are explained in `vaelib.recipes.ModelConfig`.
@@ -127,6 +129,8 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         likelihood_args: Arguments | None = None,
         prior: str = "standard",
         prior_args: Arguments | None = None,
+        posterior: str = "normal",
+        posterior_args: Arguments | None = None,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -140,7 +144,7 @@ class VAE(nn.Module, PyTorchModelHubMixin):
                 "give (channels, height, width) and latent_dim, all at least 1"
             )
         self.image_shape, self.latent_dim = image_shape, latent_dim
-        self.likelihood_name, self.prior_name = likelihood, prior
+        self.likelihood_name, self.prior_name, self.posterior_name = likelihood, prior, posterior
 
         make = choices.choose("likelihood", likelihood, LIKELIHOODS)
         arguments = dict(config["likelihood_args"] or {})
@@ -151,6 +155,9 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         make = choices.choose("prior", prior, PRIORS)
         arguments = choices.checked(f"prior {prior}", make, config["prior_args"] or {})
         self.prior = make(latent_dim, **arguments)
+        make = choices.choose("posterior", posterior, POSTERIORS)
+        arguments = choices.checked(f"posterior {posterior}", make, config["posterior_args"] or {})
+        self.posterior = make(latent_dim, **arguments)
 
         n_params = self.likelihood.n_params
         if backbone == "unet":
@@ -158,15 +165,17 @@ class VAE(nn.Module, PyTorchModelHubMixin):
                 raise ValueError(
                     f"widths {widths}, n_res_blocks {n_res_blocks}: give channels per level"
                 )
-            self.encoder = Encoder(image_shape, latent_dim, widths, n_res_blocks)
+            self.encoder = Encoder(image_shape, self.posterior.n_params, widths, n_res_blocks)
             self.decoder = Decoder(image_shape, latent_dim, widths, n_res_blocks, n_params)
         elif backbone == "mlp":
             if min(hidden, n_hidden) < 1:
                 raise ValueError(f"hidden {hidden}, n_hidden {n_hidden}: give at least 1 of each")
-            self.encoder = MLPEncoder(image_shape, latent_dim, hidden, n_hidden)
+            self.encoder = MLPEncoder(image_shape, self.posterior.n_params, hidden, n_hidden)
             self.decoder = MLPDecoder(image_shape, latent_dim, hidden, n_hidden, n_params)
         else:
             raise ValueError(f"backbone {backbone!r}; choose unet or mlp")
+        if hasattr(self.prior, "belongs_to"):
+            self.prior.belongs_to(self)
         self.to(memory_format=torch.channels_last)  # in which convolutions are faster
 
     @classmethod
@@ -194,18 +203,15 @@ class VAE(nn.Module, PyTorchModelHubMixin):
         if not (card := save_directory / "README.md").exists():
             files.write_text(card, model_card(self, files.read_metrics(save_directory)))
 
-    def encode(self, x: Tensor) -> Normal:
-        """q(z | x). Shapes: x (B, C, H, W) in [0, 1] -> Normal with batch shape (B, D)."""
+    def encode(self, x: Tensor) -> Normal | FlowPosterior:
+        """q(z | x). Shapes: x (B, C, H, W) in [0, 1] -> batch shape (B, D)."""
         if x.shape[1:] != self.image_shape:
             raise ValueError(
                 f"images of shape {tuple(x.shape)}; this model takes (B, "
                 + ", ".join(map(str, self.image_shape))
                 + ")"
             )
-        mean, logvar = self.encoder(x).float().chunk(2, dim=-1)  # (B, D) each
-        # the slope passes the bounds, so that what has left the range can come back
-        logvar = logvar.clamp(*LOGVAR_RANGE).detach() + (logvar - logvar.detach())
-        return Normal(mean, (0.5 * logvar).exp(), validate_args=False)
+        return self.posterior(self.encoder(x).float())
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z). Shapes: z (B, D) or (K, B, D) -> over (B, C, H, W) or (K, B, C, H, W)."""
@@ -221,14 +227,15 @@ class VAE(nn.Module, PyTorchModelHubMixin):
                 for parameter in part.parameters():
                     nn.init.normal_(parameter, 0.0, std)
 
-    def forward(self, x: Tensor, eps: Tensor) -> tuple[Normal, Tensor, Distribution]:
+    def forward(
+        self, x: Tensor, eps: Tensor
+    ) -> tuple[Normal | FlowPosterior, Tensor, Distribution]:
         """q(z | x), one z drawn from it by reparameterisation, and p(x | z).
 
         Shapes: x (B, C, H, W), eps (B, D) or (K, B, D), standard normal noise.
         """
         q_z = self.encode(x)
-        # z = mu + sigma * eps
-        z = q_z.loc + q_z.scale * eps
+        z = draw(q_z, eps)  # mu + sigma * eps, of a Normal
         return q_z, z, self.decode(z)
 
 
@@ -241,7 +248,8 @@ def model_card(model: VAE, metrics: dict) -> str:
         "# A variational autoencoder", "",
         f"- images: {size} (channels, height, width)",
         f"- latent dimensions: {model.latent_dim}",
-        f"- likelihood p(x given z): {model.likelihood_name}; prior p(z): {model.prior_name}",
+        f"- likelihood p(x given z): {model.likelihood_name}; prior p(z): {model.prior_name}; "
+        f"posterior q(z given x): {model.posterior_name}",
         f"- {n_parameters:,} parameters; backbone {config['backbone']}", "",
         "## Load it", "", "```python", "import vaelib", "",
         'model = vaelib.VAE.from_pretrained("FOLDER")  # this folder, or its hub id (owner/name)',

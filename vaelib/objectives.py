@@ -69,7 +69,7 @@ def kl_terms(prior, q_z: Normal, z: Tensor) -> tuple[Tensor, Tensor | None]:
 
     Shapes: q_z (B, D), z (K, B, D) or (B, D) -> (B,), (B, D); or (B,), None. Units: nats.
     """
-    if hasattr(prior, "kl_per_dim"):
+    if hasattr(prior, "kl_per_dim") and isinstance(q_z, Normal):
         kl_per_dim = prior.kl_per_dim(q_z)  # (B, D)
         return kl_per_dim.sum(-1), kl_per_dim
     # E_q[log q(z|x) - log p(z)]
@@ -88,6 +88,12 @@ def scores_batch(objective: Callable) -> Callable:
     Such a batch can't be cut into parts, and validation goes by the batch size.
     """
     objective.scores_batch = True
+    return objective
+
+
+def needs_normals(objective: Callable) -> Callable:
+    """Marks an objective that takes p(z) for N(0, I), and q(z | x) for a diagonal Normal."""
+    objective.needs_normals = True
     return objective
 
 
@@ -125,6 +131,7 @@ def iwae(model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0) -> Terms:
 
 
 @scores_batch
+@needs_normals
 def free_bits(
     model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0, *, free: float = 0.5
 ) -> Terms:
@@ -156,6 +163,7 @@ def capacity(
 
 
 @scores_batch
+@needs_normals
 def beta_tcvae(
     model, x: Tensor, eps: Tensor, beta: float | Tensor = 1.0, *, n_train: int,
     alpha: float = 1.0, gamma: float = 1.0, estimator: Literal["mws", "mss"] = "mss",
@@ -205,6 +213,7 @@ def log_q_batch(
 
 
 @scores_batch
+@needs_normals
 def mmd_vae(
     model, x: Tensor, eps: Tensor, _: float | Tensor = 1.0, *, noise: Tensor,
     alpha: float = 1.0, weight: float = 1000.0,

@@ -130,12 +130,17 @@ def results_table(kind: str) -> str:
     """Numbers of the published checkpoints, from their metrics.json, as Markdown.
 
     kind: "results", the most thorough block of each, but for those in a series; "models", what each
-    is; "objectives", means over the seeds of an experiment; or what the data sets' pictures are
-    called ("digits", "faces"): every block of their models.
+    is; "objectives", means over the seeds of an experiment; "samples", how far those are from
+    images; or what the data sets' pictures are called ("digits", "faces"): every block of their
+    models.
     """
     names = checkpoints.published()
     if kind == "objectives":
         return _table("objective | −ELBO | distortion | KL | MIG", map(_objective, OBJECTIVES))
+    if kind == "samples":
+        blocks = [(n, files.read_metrics(checkpoints.find(n)).get("test_quick", {})) for n in names]
+        rows = (_samples(n, block) for n, block in blocks if "samples" in block)
+        return _table("checkpoint | images | draws | means | Fréchet distance", rows)
     if kind == "models":
         return _table("checkpoint | latent_dim | MB | data | likelihood", map(_model, names))
     blocks = [(name, *block) for name in names for block in _blocks(name)]
@@ -198,6 +203,14 @@ def _objective(name: str) -> list:
     return [name, *map(mean, ("val_elbo", "val_log_px_z", "val_kl")), gap]
 
 
+def _samples(name: str, block: dict) -> list:
+    """One line of "samples"."""
+    found = block["samples"]
+    told = [f"{a:.2f} ± {e:.2f}" for a, e in (found["two_sample"], found["two_sample_means"])]
+    distance = f"{found['frechet']:.1f}" if "frechet" in found else ""
+    return [f"`{name}`", f"{found['n']:,}", *told, distance]
+
+
 def _block(name: str, block_name: str, block: dict) -> list:
     """One line of "digits" or "faces"."""
     elbo, parts, cell = "", with_error(block["reconstruction"]), ""  # of an autoencoder
@@ -232,10 +245,27 @@ def halve(folder: Path) -> None:
 
     ValueError where one of them is too large for that.
     """
-    weights = {k: w.half() for k, w in files.read_tensors(folder / files.WEIGHTS)[0].items()}
+    weights, metadata = files.read_tensors(folder / files.WEIGHTS)
+    weights = {k: w.half() if w.is_floating_point() else w for k, w in weights.items()}
     if large := [name for name, weight in weights.items() if not weight.isfinite().all()]:
         raise ValueError(f"{large[0]} is too large for fp16; store the weights as they are")
-    files.write_tensors(folder / files.WEIGHTS, weights)
+    files.write_tensors(folder / files.WEIGHTS, weights, metadata)
+
+
+def lean(folder: Path, base: Path) -> None:
+    """Leave out of a checkpoint the weights that `base`, the folder beside it, has already.
+
+    ValueError where that has weights which this one lacks, or leaves some out itself.
+    """
+    (weights, _), (theirs, of_base) = (
+        files.read_tensors(p / files.WEIGHTS) for p in (folder, base)
+    )
+    if "base" in of_base or theirs.keys() - weights.keys():
+        raise ValueError(f"{folder} can't leave weights to {base}, which has others")
+    theirs = {k: w.to(weights[k].dtype) for k, w in theirs.items()}  # theirs may be stored as fp16
+    own = {k: w for k, w in weights.items() if k not in theirs or not torch.equal(w, theirs[k])}
+    metadata = {"base": base.name, "base_sha256": files.sha256(base / files.WEIGHTS)}
+    files.write_tensors(folder / files.WEIGHTS, own, metadata)
 
 
 def write_manifest() -> None:

@@ -29,7 +29,7 @@ class DataConfig:
     data : a data set's name, or images:FOLDER.
     image_size : of celeba and images:FOLDER, the side of a square, or [height, width].
     channels : of celeba and images:FOLDER, 3 for colour or 1 for grey.
-    init : checkpoint whose weights to start from.
+    init : checkpoint whose weights to start from; its prior may be another one.
     """
 
     data: str = "mnist"
@@ -54,8 +54,10 @@ class ModelConfig:
     sigma : standard deviation of gaussian, and where learned_gaussian starts; pixels go from 0
         to 1.
     likelihood_args : further parameters of the likelihood, by name.
-    prior : p(z), standard for N(0, I).
+    prior : p(z): standard for N(0, I), or learned: vamp (a mixture of posteriors) or flow.
     prior_args : parameters of the prior, by name.
+    posterior : q(z | x): normal with a diagonal covariance, or iaf (inverse autoregressive flow).
+    posterior_args : parameters of the posterior, by name.
     """
 
     latent_dim: int = 2
@@ -69,6 +71,8 @@ class ModelConfig:
     likelihood_args: Arguments | None = None
     prior: str = "standard"
     prior_args: Arguments | None = None
+    posterior: str = "normal"
+    posterior_args: Arguments | None = None
 
 
 @dataclass
@@ -83,6 +87,7 @@ class TrainConfig:
     n_importance : draws of z per image, K.
     beta : weight of the KL; 1 is the ELBO.
     kl_warmup : steps over which that weight rises linearly from 0.
+    two_stage : keep encoder and decoder as init has them, and train a learned prior alone.
 
     Schedule: how long, and how fast.
 
@@ -126,6 +131,7 @@ class TrainConfig:
     n_importance: int = 1
     beta: float = 1.0
     kl_warmup: int = 0
+    two_stage: bool = False
     steps: int = 2000
     minutes: float | None = None
     clock_steps: list[int] | None = None

@@ -25,6 +25,11 @@ def report(block: dict) -> list[str]:
     if "sigma" in block:
         lines.append(f"{'sigma':>22} {block['sigma']:9.5f}")
     lines += [f"{name:>22} {score:9.3f}" for name, score in block.get("scores", {}).items()]
+    for name, value in block.get("samples", {}).items():
+        if name.startswith("two_sample"):
+            lines.append(f"{name:>22} {value[0]:9.3f} +- {value[1]:.3f}")
+        elif name == "frechet":
+            lines.append(f"{name:>22} {value:9.2f}")
     units = block["active_units"]
     units = "unknown of one image" if units is None else f"{units:5d}"
     return [head, *lines, f"{'active units':>22} {units}"]
@@ -51,6 +56,13 @@ def compare(old: dict, new: dict) -> list[str]:
     for key in sorted(before.keys() | now.keys()):
         if abs(before.get(key, 9) - now.get(key, 9)) > TOLERANCE:
             found.append((key, before.get(key), now.get(key)))
+    before, now = old.get("samples"), new.get("samples")
+    for key in ("two_sample", "two_sample_means") if before and now else ():
+        if abs(before[key][0] - now[key][0]) > 2 * now[key][1]:  # it is trained anew
+            found.append((key, before[key][0], now[key][0]))
+    distances = [(old or {}).get("frechet") for old in (before, now)]
+    if all(distances) and abs(distances[0] / distances[1] - 1) > 0.02:
+        found.append(("the Frechet distance", *distances))
     return [f"{key} was {before}, is {now}" for key, before, now in found]
 
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -93,14 +93,15 @@ class Run:
         self.run_dir = Path(run_dir) if run_dir and self.rank == 0 else None
         self.val = data["val"].subset(recipes.n_eval(config))
         model.to(self.device, memory_format=torch.channels_last).train()
+        for name, part in model.named_children() if config.two_stage else ():
+            part.requires_grad_(name == "prior")  # and they stay so
         self.optimizers = optimizers or [make_optimizer(list(model.parameters()), config)]
         with_noise = objectives.asks_for(self.objective, "noise")
         self.stream = Stream(model, data["train"].to(self.device), config, with_noise)
         self.history, self.start, self.best = History(plans=config.plans), 0, -math.inf
-        self.running: dict[str, Tensor] = {}  # sums of means since the last evaluation
+        self.running, self.extra, self.said = {}, {}, set()  # sums; another way's tensors; warnings
         self.evaluated, self.elapsed, self.spare = 0, 0.0, 0.0  # step, end, length of the last one
         self.made = getattr(model, "_hub_mixin_config", None)  # the model's arguments
-        self.extra: dict[str, Tensor] = {}  # what another way to train keeps in the state
         if self.run_dir or resume:
             self.images = {split: data[split].sha256 for split in ("train", "val")}
         if resume:
@@ -108,7 +109,6 @@ class Run:
         self.wrapped = self.accelerator.prepare_model(model)  # DistributedDataParallel, of several
         self.compiles = config.compile and self.world == 1 and can_compile()
         self.compute = compiled(self.objective) if self.compiles else self.objective
-        self.said: set[str] = set()  # warnings, each said once
         bf16 = use_bf16(config.precision, self.device, self.compiles)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, bf16)
         self.timed = time.perf_counter()  # from here images are counted, seconds from `began`
@@ -117,14 +117,16 @@ class Run:
     def resume(self, folder: Path) -> None:
         """Go on from the state in a folder; TrainingError where it is of another run."""
         self.extra, run = checkpoints.load_state(folder / files.STATE, self.model, self.optimizers)
-        config, before = asdict(self.config), run["config"]
+        config = asdict(self.config)
+        before = asdict(TrainConfig()) | recipes.WHEN_ABSENT | run["config"]
         changed = [key for key, value in config.items() if before.get(key) != value]
         if set(changed) - {"steps", "plans"} or (changed and self.config.clock_steps):
             raise TrainingError(
                 f"{folder} was started with another {', '.join(changed)}; only steps may "
                 "change, and not of a clocked run"
             )
-        if run.get("model", self.made) != self.made:  # older states do not say
+        usual = {f.name: f.default for f in fields(recipes.ModelConfig)}  # of keys that are younger
+        if usual | (run.get("model") or self.made or {}) != usual | (self.made or {}):
             raise TrainingError(f"{folder} was started with another model; start a new run")
         for split, sha256 in self.images.items():
             if run["images"][split] != sha256:
@@ -243,12 +245,10 @@ class Run:
         running = {k: self.accelerator.reduce(v, "mean") for k, v in self.running.items()}
         if not self.run_dir:
             return
-        elapsed = self.elapsed
-        if step > self.evaluated:  # between two evaluations
-            elapsed += time.perf_counter() - self.began
-        run = {"step": step, "best": self.best, "images": self.images, "elapsed": elapsed}
+        between = time.perf_counter() - self.began if step > self.evaluated else 0.0
+        run = {"step": step, "best": self.best, "images": self.images}
         run |= {"config": asdict(self.config), "history": asdict(self.history), "model": self.made}
-        run |= {"evaluated": self.evaluated, "spare": self.spare}
+        run |= {"evaluated": self.evaluated, "spare": self.spare, "elapsed": self.elapsed + between}
         extra = self.extra | {f"running.{name}": value for name, value in running.items()}
         path = self.run_dir / files.STATE
         checkpoints.save_state(path, self.model, self.optimizers, extra, run)

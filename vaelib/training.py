@@ -78,14 +78,25 @@ def build(recipe: dict) -> tuple[VAE, dict[str, Images], TrainConfig]:
     make_optimizer(list(model.parameters()), config)
     if config.init_std:
         model.initialise(config.init_std)
+    if hasattr(model.prior, "start"):
+        model.prior.start(images["train"].images, config.seed)
     if source.init:
-        weights, own = checkpoints.load_checkpoint(source.init).state_dict(), model.state_dict()
-        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
-            raise TrainingError(
-                f"{source.init} is another model than this one: take the keys of its recipe"
-            )
-        model.load_state_dict(weights)
+        begin(model, source.init)
+    elif config.two_stage:
+        raise TrainingError("two_stage keeps what init has: give init, a checkpoint")
     return model, images, config
+
+
+def begin(model: VAE, init: str) -> None:
+    """Give `model` the weights of a checkpoint; a prior of another kind keeps its own."""
+    other, own = checkpoints.load_checkpoint(init), model.state_dict()
+    weights = other.state_dict()
+    if other.prior_name != model.prior_name:
+        kept = {k: v for k, v in own.items() if k.startswith("prior.")}
+        weights = {k: v for k, v in weights.items() if not k.startswith("prior.")} | kept
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
+        raise TrainingError(f"{init} is another model than this one: take the keys of its recipe")
+    model.load_state_dict(weights)
 
 
 def settled(

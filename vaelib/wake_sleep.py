@@ -14,11 +14,15 @@ from vaelib.data import Images
 from vaelib.diagnosis import TrainingError
 from vaelib.likelihoods import log_likelihood
 from vaelib.objectives import Terms, kl_terms
+from vaelib.posteriors import draw
 from vaelib.recipes import Step, TrainConfig, learning_rate
 from vaelib.run import History, Run
 from vaelib.stream import dream_seed
 
-PLAIN = ("objective", "beta", "kl_warmup", "n_importance", "accumulate", "compile", "minutes")
+PLAIN = (
+    "objective", "beta", "kl_warmup", "two_stage", "n_importance", "accumulate", "compile",
+    "minutes",
+)  # fmt: skip
 
 
 def wake(model, x: Tensor, eps: Tensor) -> Terms:
@@ -30,7 +34,7 @@ def wake(model, x: Tensor, eps: Tensor) -> Terms:
     """
     with torch.no_grad():
         q_z = model.encode(x)
-        z = q_z.loc + q_z.scale * eps
+        z = draw(q_z, eps)
     log_px_z = log_likelihood(model.decode(z), x)
     joint = log_px_z + model.prior.log_prob(z)
     with torch.no_grad():
@@ -75,6 +79,8 @@ def fit(
     run = Run(model, data, config, on_eval=on_eval)
     if run.world > 1:
         raise TrainingError("wake-sleep trains in one process; start one")
+    if model.prior_name == "vamp":
+        raise TrainingError("prior vamp uses the encoder, which wake-sleep does not train awake")
     generator = torch.Generator(run.device)
     for step in run.steps():
         x, eps, _ = run.stream.batch(step.number)

@@ -179,21 +179,16 @@ def explorer_data(
     n_starts: int = 10,
     directions: dict[str, Tensor] | None = None,
     draws: Tensor | None = None,
-    limit: float = 3.0,
+    limit: float | None = None,
 ) -> dict:
     """What the explorer has to know of a model, as JSON; see explorer/explorer.js.
 
     `images` are there to start from, to order the dimensions where no KL is given, to say which
     factor each follows, and, with two latent dimensions, to be the map's dots;
-    `directions` (D,) by name become sliders; `draws` (N, D) are offered beside the prior's.
-    Raises ValueError for a prior that the explorer can't draw from.
+    `directions` (D,) by name become sliders; `draws` (N, D) are offered beside the prior's;
+    `limit` is how far a slider goes, three standard deviations of the prior unless given.
     """
-    if not gallery.is_standard(model):
-        raise ValueError(
-            f"{name} has the {model.prior_name} prior, and the explorer draws from N(0, I) alone; "
-            "take widgets.latent_sliders, or vaelib sample"
-        )
-    n = model.latent_dim
+    n, limit = model.latent_dim, gallery.reach(model) if limit is None else limit
     order, nats = gallery.order_dims(model, images, kl_per_dim)
     follows = derived.followed(model, images)
     found = {
@@ -202,6 +197,9 @@ def explorer_data(
         "limit": limit,
         "dims": [{"dim": d, "nats": nats and nats[d]} | follows.get(d, {}) for d in order],
     }
+
+    if not gallery.is_standard(model):
+        found["prior"] = model.prior_name
 
     def rounded(z: Tensor) -> list:
         return [[round(v, 3) for v in row] for row in z.tolist()]
@@ -294,6 +292,8 @@ else:
         def _answer(self, _, request: dict, __) -> None:
             to = {key: request[key] for key in ("number", "view")}
             try:
+                if "z" not in request:  # a draw from a prior that the browser does not have
+                    return self.send(to | {"z": self._model.prior.sample(1)[0].tolist()})
                 picture = pixels(self._model, torch.tensor(request["z"], dtype=torch.float32))
                 self.send(to, buffers=[picture])
             except Exception as error:  # whatever it is, it is shown beside the sliders

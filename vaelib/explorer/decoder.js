@@ -173,3 +173,27 @@ const means = {
 function toBytes(x, likelihood) {
   return Uint8ClampedArray.from(x.data, (v) => 255 * means[likelihood](v));
 }
+
+// A draw from a learned prior, from standard normal noise; its parameters as vaelib/export.py
+// describes them
+const priors = {
+  // one Gaussian for each pseudo-input, of which `share`, 0 to 1, names one
+  VampPrior(noise, m, share) {
+    const n = noise.length, start = n * Math.floor(share * (m.loc.length / n));
+    return noise.map((e, d) => m.loc[start + d] + m.scale[start + d] * e);
+  },
+
+  // the inverse of each affine coupling, the last one first
+  Flow(noise, m) {
+    const z = noise.slice();
+    for (const { kept, moved, hyper } of m.couplings.slice().reverse()) {
+      const kept_z = Float32Array.from(kept, (d) => z[d]);
+      const found = run(hyper, { data: kept_z, shape: [kept.length] }).data; // shift, log scale
+      moved.forEach((d, i) => {
+        const log_scale = found[2 * i + 1] / (1 + Math.abs(found[2 * i + 1] / m.bound));
+        z[d] = (z[d] - found[2 * i]) * Math.exp(-log_scale);
+      });
+    }
+    return z;
+  },
+};

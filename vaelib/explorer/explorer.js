@@ -3,9 +3,9 @@
 //
 // about: {name, shape: [C, H, W], dims: [{dim, nats, follows?}], limit, points?: {z, labels, colours},
 //         manifold?: URL, starts?: [{label, z, picture: URL}], directions?: [{name, v}],
-//         draws?: [z], terms?: text}
+//         draws?: [z], terms?: text, prior?: name, of which `draw()` gives a z, or a promise of it}
 
-function mount(root, about, decode, inFlight = 1) {
+function mount(root, about, decode, inFlight = 1, draw = null) {
   root.classList.add("vae-explorer");
   root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab takes the arrow keys for itself,
   root.addEventListener("keydown", (event) => event.stopPropagation()); // or the focus
@@ -22,7 +22,7 @@ function mount(root, about, decode, inFlight = 1) {
     screen.paint(bytes, n);
     root.dispatchEvent(new CustomEvent("picture", { detail: elapsed }));
   }));
-  addButtons(left, about, place, screen, say);
+  addButtons(left, about, place, screen, say, draw);
   addComparison(left, place, say);
   const right = add(root, "div", { class: "vae-right" });
   if (about.points || about.manifold) addMap(add(right, "div", { class: "vae-map" }), about, place);
@@ -84,6 +84,9 @@ function latestWins(decode, inFlight, say, show) {
 }
 
 // --- small helpers for the page
+const gaussian = () =>
+  Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+
 function add(parent, tag, attributes = {}, text = "") {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -143,14 +146,15 @@ function addPicture(parent, about) {
   return { paint, save };
 }
 
-function addButtons(parent, about, place, screen, say) {
+function addButtons(parent, about, place, screen, say, draw) {
   const { base, go } = place, n = base.length;
   const buttons = add(parent, "div", { class: "vae-buttons" });
-  const gaussian = () => Math.sqrt(-2 * Math.log(1 - Math.random())) *
-    Math.cos(2 * Math.PI * Math.random());
-  addButton(buttons, "mean", "the mean of the prior: every latent 0", () => go(base.map(() => 0)));
-  addButton(buttons, "draw", "a random draw from the prior",
-    () => go(base.map(() => place.temperature * gaussian())));
+  const own = about.prior, whose = own ? `the model's prior (${own})` : "the prior";
+  const drawn = draw || (() => base.map(() => place.temperature * gaussian()));
+  addButton(buttons, own ? "zero" : "mean", own ? "every latent 0" : "the prior's mean: every latent 0",
+    () => go(base.map(() => 0)));
+  addButton(buttons, "draw", `a random draw from ${whose}`,
+    () => Promise.resolve().then(drawn).then(go).catch((error) => say(error.message)));
   if (about.draws)
     addButton(buttons, "draw, fitted", "a draw from the density fitted to encoded images",
       () => go(about.draws[Math.floor(Math.random() * about.draws.length)]));
@@ -210,7 +214,7 @@ function addSliders(parent, about, place) {
       add(fold, "summary", {}, `${some.length} ${title}`);
       some.forEach((d) => sliderFor(fold, d));
     }
-  if (base.length > 2)
+  if (base.length > 2 && !about.prior)
     addSlider(parent, "draw's temperature", 0, 2, 1, (t) => { place.temperature = t; });
   if (!strengths.length) return;
   const fold = add(parent, "details", { open: "" });
