@@ -58,6 +58,25 @@ def test_where_there_is_no_bf16_networks_are_smaller():
     assert first[0] < first[1]
 
 
+def test_small_images_get_a_prior_that_learns_where_that_was_found_to_pay():
+    def prior(kind="bf16", **typed):
+        recipe = {"data": "mnist", "image_size": 64, "minutes": 1.0, "backbone": "unet"}
+        recipe |= {"objective": "elbo", "prior_args": None}
+        recipe |= dict.fromkeys((*budget.NETWORK, *budget.SCHEDULE, "compile")) | typed
+        budget.fill_in(recipe, kind)
+        return recipe["prior"], recipe["prior_args"]
+
+    assert prior() == prior("fp32") == prior(objective="iwae") == ("flow", budget.FLOW)
+    assert prior(prior_args={"hidden": 9}) == ("flow", {"hidden": 9})
+    for typed in (
+        {"kind": "gpu"}, {"kind": "other"}, {"data": "celeba"}, {"objective": "mmd_vae"},
+        {"objective": "autoencoder"}, {"latent_dim": 2}, {"prior": "standard"},
+        {"likelihood": "learned_gaussian"},
+    ):  # fmt: skip
+        assert prior(**typed) == ("standard", None)
+    assert prior(prior="vamp") == ("vamp", None)
+
+
 def test_compiling_is_tried_where_nobody_knows_and_there_is_time():
     def compiles(minutes, kind, **more):
         recipe = {"minutes": minutes, "widths": [8, 32], "backbone": "unet"} | more

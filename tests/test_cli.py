@@ -201,8 +201,18 @@ def test_evaluate_writes_compares_and_refuses_what_differs(run, capsys, monkeypa
     assert "test_quick written" in capsys.readouterr().out
     main(["evaluate", str(run), "--offline"])
     assert "val_offline written" in capsys.readouterr().out
-    main(["evaluate", str(run), "--full"])
+    asked = []
+
+    def counted(model, images, n_importance=5, *_, **__):
+        asked.append(n_importance)
+        return whole(model, images, min(n_importance, 7), 10)
+
+    monkeypatch.setattr(evaluation, "evaluate", counted)
+    main(["evaluate", str(run), "--full", "--draws", "7"])
     assert "test_full written" in capsys.readouterr().out
+    main(["evaluate", str(run), "--full"])  # as many as the block there has
+    assert "agrees" in capsys.readouterr().out
+    assert asked == [7, 7]
     path = run / "metrics.json"
     blocks = json.loads(path.read_text())
     blocks["test_quick"]["neg_elbo"][0] += 1.0
@@ -307,7 +317,7 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--data", "mnist-5k", "--optimizer_args.beta", "1"], "optimizer_args"),
         (["train", "--data", "images:"], "images:"),
         (["experiment", "warmup"], "no experiment"),
-        (["experiment"], "name one or more: objectives, "),
+        (["experiment"], "name one or more: ladder, objectives, "),
         (["train", "--steps", "-1"], "steps"),
         (["train", "--widths", "[]", "--data", "mnist-5k"], "widths"),
         (["train", "--data", "minst"], "mnist, mnist-5k"),

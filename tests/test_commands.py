@@ -156,7 +156,9 @@ def test_each_command_explains_itself(name, capsys):
         ("sample mnist-2d --mode sample --traverse_dim 1", "--traverse_dim: no effect"),
         ("sample mnist-2d --mode manifold --latents aggregate", "--latents: no effect"),
         ("sample mnist-2d --data mnist-5k", "--data: no effect with --mode sample and"),
-        ("evaluate mnist-2d --full --offline", "give one of them"),
+        ("evaluate mnist-2d --full --offline", "one of them"),
+        ("evaluate mnist-2d --full --draws 0", "1 or more, with --full"),
+        ("evaluate mnist-2d --draws 10", "1 or more, with --full"),
         ("info mnist-3d", "did you mean mnist-2d?"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from vaelib import VAE, exact
+from vaelib import VAE, exact, priors
 from vaelib.likelihoods import log_likelihood
 
 
@@ -41,6 +41,26 @@ def test_it_is_the_mean_of_p_x_given_z_over_the_prior():
     drawn = given_z.double().logsumexp(1) - math.log(len(z))
     assert (exact.log_px(model, x) - drawn).abs().max() < 0.02
     assert (exact.log_px(model, x, spacing=0.1, chunk=77) - drawn).abs().max() < 0.02
+
+
+def test_it_is_the_same_where_the_prior_lies_elsewhere():
+    model, x = steep(), images()[::5]
+    expected = exact.log_px(model, x)
+    # z' = 3 z + (8, -20): another prior, and a decoder that takes it back
+    shift, plain = torch.tensor([8.0, -20.0]), model.decoder
+    model.decoder = torch.nn.Sequential(Back(shift), plain)
+    density = torch.distributions.MultivariateNormal(shift, 9 * torch.eye(2))
+    model.prior = priors.Fitted(density)
+    torch.testing.assert_close(exact.log_px(model, x), expected, rtol=0, atol=2e-4)
+
+
+class Back(torch.nn.Module):
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, z):
+        return (z - self.shift) / 3
 
 
 def test_what_it_can_not_integrate_is_refused():

@@ -1,5 +1,7 @@
 """The runner of experiments: every run of the grid, kept as it goes, and never twice."""
 
+import math
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +11,10 @@ from torch.distributions import Normal
 
 from vaelib import experiments, files
 from vaelib.__main__ import main
-from vaelib.data import load, sprites
+from vaelib.data import load, seen_by, sprites
 from vaelib.experiments import FOLDER, ExperimentError
 from vaelib.models import VAE
+from vaelib.recipes import TrainConfig
 from vaelib.training import fit
 
 PLAN = {
@@ -28,6 +31,8 @@ PLAN = {
     "grid": [{"kl_warmup": [0, 2]}, {"beta": [4.0]}],
     "seeds": [0, 1],
 }
+
+TRAINS = {f.name for f in fields(TrainConfig)}
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +277,60 @@ def test_log_px_of_val_is_that_which_em_is_watched_by(plan):
     row = experiments.results(experiments.run(write(grid=grid, seeds=[0])).with_suffix(".yaml"))[0]
     assert row["val_weighted"] == pytest.approx(row["val_log_px"], abs=0.05)
     assert abs(row["val_reciprocal"] - row["val_weighted"]) < 0.5
+
+
+def test_a_rung_is_measured_on_test_and_with_a_mixture_where_the_prior_is_n_0_i(plan):
+    write, _, few = plan
+    few["test"] = load("mnist-5k", "val").subset(150)
+    flow = {"prior": ["flow"], "prior_args": [{"n_layers": 2, "hidden": 4}]}
+    path = write(grid=[{"prior": ["standard"]}, flow], seeds=[0],
+                 recipe=PLAN["recipe"] | {"eval_every": 4, "also": ["rung"]})  # fmt: skip
+    standard, learned = experiments.results(experiments.run(path).with_suffix(".yaml"))
+    own = ["neg_elbo", "kl", "bound", "elbo_gap", "two_sample", "two_sample_means", "frechet"]
+    assert set(own) < set(learned)
+    assert set(standard) - set(learned) == {f"mixture_{name}" for name in own}
+    # a mixture of the codes asks for less than N(0, I), and changes nothing of the pixels
+    assert standard["mixture_kl"] < standard["kl"]
+    pixels = [standard[f"{k}neg_elbo"] - standard[f"{k}kl"] for k in ("", "mixture_")]
+    assert pixels[0] == pytest.approx(pixels[1], abs=1e-3)
+    for row in (standard, learned):
+        assert 0 < row["elbo_gap"] == pytest.approx(row["neg_elbo"] - row["bound"], abs=1e-3)
+        assert row["two_sample"] > 0.9  # four steps make no digits
+
+    # against the same by hand: each image's 100 draws, weighed by densities written out
+    model, x = experiments.started(experiments.planned(path)[0])[0].args[0], few["test"]
+    fit(model, few, TrainConfig(**{k: v for k, v in PLAN["recipe"].items() if k in TRAINS}))
+    row = experiments.rung(model, few)
+    assert model.prior_name == "standard"
+    assert hasattr(model.prior, "kl_per_dim")
+    x = seen_by(model, x.images, torch.Generator().manual_seed(0))
+    q_z = model.encode(x)
+    z = q_z.loc + q_z.scale * torch.randn(400, *q_z.loc.shape)
+    mean = model.decode(z).mean
+    log_w = (x * mean.log() + (1 - x) * (1 - mean).log()).sum((2, 3, 4))
+    log_w += (Normal(0.0, 1.0).log_prob(z) - Normal(q_z.loc, q_z.scale).log_prob(z)).sum(-1)
+    assert row["neg_elbo"] == pytest.approx(-log_w.mean().item(), abs=1.0)
+    bound = log_w.unflatten(0, (4, 100)).logsumexp(1) - math.log(100)
+    assert row["bound"] == pytest.approx(-bound.mean().item(), abs=0.3)
+
+
+def test_the_weights_of_the_first_seed_are_kept_where_that_is_asked(plan):
+    write, fitted, _ = plan
+    path = write(grid=[{"keep": ["kept/warm"], "kl_warmup": [2]}, {"beta": [4.0]}])
+    experiments.run(path)
+    folder = path.parent / "kept"
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")} == {
+        "warm/config.json", "warm/model.safetensors"
+    }  # fmt: skip
+    kept = files.read_tensors(folder / "warm" / "model.safetensors")[0]
+    assert {w.dtype for w in kept.values()} == {torch.float16}
+    experiments.run(path)
+    assert len(fitted) == 4
+    (folder / "warm" / "model.safetensors").unlink()  # lost: made again, and no other run
+    experiments.run(path)
+    assert fitted[4:] == [(2, 1.0, 0)]
+    again = files.read_tensors(folder / "warm" / "model.safetensors")[0]
+    assert all(torch.equal(w, again[k]) for k, w in kept.items())
 
 
 def test_scores_of_factors_are_those_of_the_codes():

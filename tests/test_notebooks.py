@@ -49,7 +49,7 @@ def test_every_solution_passes_its_check_and_plausible_wrong_answers_do_not(path
         elif tagged(cell, "check"):
             waiting = cell.source
         elif waiting and (found := SOLUTION.search(cell.source)):
-            number = re.search(r"answer_(\d)", stub).group(1)
+            number = re.search(r"answer_(\d+)", stub).group(1)
             wrong = [w if "answer_" in w else f"answer_{number} = {w}" for w in notes["wrong"]]
             said = []
             for answer in (stub, found.group(1), *wrong):

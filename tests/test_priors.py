@@ -11,7 +11,7 @@ from scipy import stats
 from torch.distributions import Normal
 
 import vaelib
-from vaelib import checkpoints, evaluation, export, files, gallery, wake_sleep, widgets
+from vaelib import checkpoints, evaluation, export, files, gallery, priors, wake_sleep, widgets
 from vaelib.__main__ import main
 from vaelib.data import load, seen_by
 from vaelib.models import VAE
@@ -77,6 +77,32 @@ def test_its_draws_have_that_density(prior):
     with torch.inference_mode():
         other = made(prior, seed=1).prior.log_prob(z).mean() if prior != "standard" else -1e9
         assert model.prior.log_prob(z).mean() > other + 0.05
+
+
+def test_a_fitted_density_takes_the_prior_s_place():
+    model = made("standard", 3)
+    images = load("mnist-5k", "val").subset(300)
+    expected = evaluation.elbo_terms(model, images)[0]
+    same = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    model.prior = priors.Fitted(same)
+    terms = evaluation.elbo_terms(model, images)[0]
+    torch.testing.assert_close(terms.log_px_z, expected.log_px_z)
+    assert terms.kl_per_dim is None
+    difference = terms.kl - expected.kl  # by a draw each, against the closed form
+    assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(300)
+    # twice as wide, it costs what Normal's formula says: log 2 more a dimension, and less distance
+    wider = torch.distributions.MultivariateNormal(torch.zeros(3), 4 * torch.eye(3))
+    model.prior = priors.Fitted(wider)
+    q_z = evaluation.posteriors(model, images)
+    wide = torch.distributions.kl_divergence(q_z, Normal(torch.zeros(300, 3), 2.0)).sum(-1)
+    difference = evaluation.elbo_terms(model, images)[0].kl - wide
+    assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(300)
+    state = torch.get_rng_state()
+    first, again = (model.prior.sample(2000, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first, model.prior.sample(2000, torch.Generator().manual_seed(6)))
+    assert first.std(0).sub(2.0).abs().max() < 0.15
 
 
 def test_a_flow_begins_as_n_0_i_and_changes_volumes_by_its_jacobian():
@@ -318,7 +344,7 @@ def test_a_page_draws_from_each_component_of_vamp():
 @pytest.mark.parametrize("prior", ["vamp", "flow"])
 def test_pictures_sliders_and_pages_follow_the_prior(prior, tmp_path):
     model, images = made(prior), load("mnist-5k", "val").subset(30)
-    mean, std = gallery.spread(model)
+    mean, std = priors.spread(model.prior)
     z = model.prior.sample(50_000, torch.Generator().manual_seed(7))
     torch.testing.assert_close(mean, z.mean(0), atol=0.1, rtol=0.1)
     torch.testing.assert_close(std, z.std(0), atol=0.1, rtol=0.1)
@@ -342,6 +368,9 @@ def test_pictures_sliders_and_pages_follow_the_prior(prior, tmp_path):
         main(words if mode != "sample" else words[:-2])
         assert list(tmp_path.glob(f"m-{mode}*.png"))
     gallery.latent_histogram(model, "m", images)
+    for dim in (None, 1):  # a column is so many deviations of the prior, not z itself
+        title = gallery.traverse(model, "m", images, None, traverse_dim=dim).get_suptitle()
+        assert "in deviations of the prior" in title.replace("\n", " ")
 
 
 def with_flow(latent_dim: int = 3, seed: int = 0) -> VAE:

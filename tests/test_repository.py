@@ -10,12 +10,12 @@ import nbformat
 import pytest
 
 import vaelib
-from vaelib import checkpoints, data, publishing
+from vaelib import checkpoints, data, publishing, recipes
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vaelib"
 # the rooms in reading order, as the package's docstring lists them
-README_WORDS = 1380  # 60 more for each later part: CONTRIBUTING.md
+README_WORDS = 1500  # 60 more for each later part: CONTRIBUTING.md
 ORDER = re.findall(r"\w+", vaelib.__doc__.split("before it:")[1])
 CORE = ("blocks", "likelihoods", "models", "objectives", "evaluation", "training")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("notebooks/*.ipynb")])
@@ -236,7 +236,10 @@ def test_every_published_picture_is_shown_or_at_least_there():
         kinds = {
             p.stem.removeprefix(f"{name}-") for p in ROOT.glob(f"readme-assets/*/{name}-*.png")
         }
-        assert kinds >= {"samples", "reconstructions", "loss-curve"}
+        assert kinds >= {"samples", "loss-curve"}
+        if recipes.read(checkpoints.find(name)).get("two_stage"):
+            continue  # only its prior is its own
+        assert "reconstructions" in kinds
         if not name.startswith(publishing.IN_SERIES):
             assert kinds >= {"interpolations", "traversals", "latent-histogram"}
 

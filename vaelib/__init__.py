@@ -2,9 +2,9 @@
 
 The rooms in reading order; each imports only those before it: files, hub, choices, progress,
 recipes, budget, blocks, likelihoods, priors, posteriors, models, objectives, data, hardware,
-reports, evaluation, checkpoints, diagnosis, stream, run, training, hmc, wake_sleep, mcem, exact,
-metrics, samples, latents, derived, experiments, figures, film, gallery, widgets, exercises,
-export, publishing, arguments, commands, __main__.
+reports, evaluation, symptoms, checkpoints, diagnosis, stream, run, training, hmc, wake_sleep,
+mcem, exact, metrics, samples, latents, derived, experiments, figures, film, gallery, widgets,
+exercises, export, publishing, arguments, commands, __main__.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ _ROOMS = {
     "DataError": "data",
     "TrainConfig": "recipes",
     "TrainingError": "diagnosis",
+    "diagnose": "symptoms",
     "evaluate": "evaluation",
     "fit": "training",
     "load": "data",

@@ -11,13 +11,16 @@ MACHINES = {
     "gpu": "a GPU",
     "other": "a processor of unknown kind",
 }
-NETWORK, SCHEDULE = ("widths", "latent_dim", "n_res_blocks"), ("batch_size", "lr", "kl_warmup")
+NETWORK = ("widths", "latent_dim", "n_res_blocks", "prior")
+SCHEDULE = ("batch_size", "lr", "kl_warmup")
 # from so many minutes on, NETWORK for images of up to 32x32 pixels: where there is bf16, or not
 FAST = {0: ([8, 32], 32, 1), 2: ([8, 32, 64], 32, 1), 5: ([8, 32, 64], 50, 2),
         10: ([16, 32, 64], 50, 2)}  # fmt: skip
 SLOW = {0: ([4, 32], 32, 1), 2: ([8, 32], 32, 1), 5: ([8, 32, 64], 32, 1),
         10: ([8, 32, 64], 50, 2)}  # fmt: skip
 LARGE = {0: ([32, 64, 128], 64, 1)}  # for larger images
+FLOW = {"n_layers": 6, "hidden": 64}  # the prior of small binary images
+FEW = 8  # latents: with 2 a learned prior saved nothing (notebook 14), between it is untried
 # from so many minutes on, SCHEDULE: the shorter the run, the higher the rate
 SCHEDULES = {
     "bf16": {0: (64, 5e-3, 100), 4: (128, 4e-3, 0)},
@@ -43,7 +46,16 @@ def suiting(recipe: dict, kind: str) -> dict:
         small if math.prod(sides) <= 32 * 32 else LARGE, SCHEDULES.get(kind, SCHEDULES["fp32"])
     )  # fmt: skip
     found = [table[max(at for at in table if at <= recipe["minutes"])] for table in tables]
-    return dict(zip(NETWORK + SCHEDULE, found[0] + found[1], strict=True))
+    prior = "flow" if tables[0] is not LARGE and flow_pays(recipe, kind) else "standard"
+    return dict(zip(NETWORK + SCHEDULE, (*found[0], prior, *found[1]), strict=True))
+
+
+def flow_pays(recipe: dict, kind: str) -> bool:
+    """Whether small images get a flow for their prior: of coin flips, on a processor."""
+    enough = (recipe.get("latent_dim") or FEW) >= FEW
+    trained_by = recipe.get("likelihood", "bernoulli"), recipe.get("objective", "elbo")
+    tried = trained_by in (("bernoulli", "elbo"), ("bernoulli", "iwae"))
+    return kind in ("bf16", "fp32") and enough and tried
 
 
 def fill_in(recipe: dict, kind: str) -> list[str]:
@@ -54,6 +66,8 @@ def fill_in(recipe: dict, kind: str) -> list[str]:
     opened = [key for key in (*NETWORK, *SCHEDULE, "compile") if recipe[key] is None]
     if set(opened) - {"compile"}:
         recipe |= {key: v for key, v in suiting(recipe, kind).items() if key in opened}
+    if "prior" in opened and recipe["prior"] == "flow":
+        recipe["prior_args"] = recipe.get("prior_args") or dict(FLOW)
     return opened
 
 

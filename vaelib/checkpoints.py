@@ -78,6 +78,34 @@ def load_state(path: Path, model: VAE, optimizers: list) -> tuple[dict[str, Tens
     return extra, run
 
 
+def halve(folder: Path) -> None:
+    """Store a checkpoint's weights as fp16, before its metrics are computed; they load as fp32.
+
+    ValueError where one of them is too large for that.
+    """
+    weights, metadata = files.read_tensors(folder / files.WEIGHTS)
+    weights = {k: w.half() if w.is_floating_point() else w for k, w in weights.items()}
+    if large := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise ValueError(f"{large[0]} is too large for fp16; store the weights as they are")
+    files.write_tensors(folder / files.WEIGHTS, weights, metadata)
+
+
+def lean(folder: Path, base: Path) -> None:
+    """Leave out of a checkpoint the weights that `base`, the folder beside it, has already.
+
+    ValueError where that has weights which this one lacks, or leaves some out itself.
+    """
+    (weights, _), (theirs, of_base) = (
+        files.read_tensors(p / files.WEIGHTS) for p in (folder, base)
+    )
+    if "base" in of_base or theirs.keys() - weights.keys():
+        raise ValueError(f"{folder} can't leave weights to {base}, which has others")
+    theirs = {k: w.to(weights[k].dtype) for k, w in theirs.items()}  # theirs may be stored as fp16
+    own = {k: w for k, w in weights.items() if k not in theirs or not (w == theirs[k]).all()}
+    metadata = {"base": base.name, "base_sha256": files.sha256(base / files.WEIGHTS)}
+    files.write_tensors(folder / files.WEIGHTS, own, metadata)
+
+
 def keep_tensors(
     folder: Path, file: str, tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:

@@ -171,22 +171,23 @@ def images_of(model, folder: Path, name: str | None, mode: str):
 
 def evaluate(
     name: str, full: bool = False, offline: bool = False, overwrite: bool = False,
-    samples: bool = False,
+    samples: bool = False, draws: int | None = None,
 ) -> None:  # fmt: skip
     """Recompute a block of metrics.json and compare; write it where it is missing.
 
     name : a published checkpoint, or a run folder.
-    full : the block test_full: 5,000 samples on all test images (minutes to hours).
+    full : the block test_full: the bound on all test images (minutes to hours).
     offline : the block val_offline: the 5,000 validation digits, which need no download.
     overwrite : replace the block in metrics.json.
     samples : how its draws stand to these images, too: a classifier's guesses, Frechet's distance.
+    draws : of z for each image, of --full; null: as many as the block there has, or 5,000.
     """
     import torch
 
     from vaelib import data, derived
 
-    if full and offline:
-        raise UsageError("--full and --offline are two blocks: give one of them")
+    if (full and offline) or (draws is not None and not (full and draws > 0)):
+        raise UsageError("give --full or --offline, one of them; --draws, 1 or more, with --full")
     model, folder = checkpoints.load_checkpoint(name), checkpoints.find(name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     block_name = "test_full" if full else "val_offline" if offline else "test_quick"
@@ -199,7 +200,7 @@ def evaluate(
         block_name, images = "val_offline", derived.images_for(model, folder, "val")
     if images.factors:
         print("The codes are scored too, which takes minutes.", flush=True)
-    block = derived.measured(model, folder, images, full, samples)
+    block = derived.measured(model, folder, images, full, samples, draws)
     path, blocks = folder / files.METRICS, files.read_metrics(folder)
     old = None if overwrite else blocks.get(block_name)
     differences = reports.compare(old, block) if old else []

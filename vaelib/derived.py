@@ -61,12 +61,14 @@ def images_for(
 
 
 def measured(
-    model, folder: Path, images: Images, full: bool = False, samples: bool = False
-) -> dict:
+    model, folder: Path, images: Images, full: bool = False, samples: bool = False,
+    draws: int | None = None,
+) -> dict:  # fmt: skip
     """A block of metrics of a checkpoint: quick, or full. An autoencoder has no ELBO, no bound.
 
-    Where the images' factors are known, the scores of the codes of 15,000 training images too;
-    with `samples`, how its draws stand to the images.
+    The bound of a full one has `draws`, or as many as the block that is there, or 5,000. Where the
+    images' factors are known, the scores of the codes of 15,000 training images come with it; with
+    `samples`, how the model's draws stand to the images.
     """
     if samples:
         check(images)
@@ -78,7 +80,9 @@ def measured(
             )
         block = evaluation.evaluate(model, images, objective=objectives.autoencoder)
     elif full:
-        block = evaluation.evaluate_fully(model, images, folder)
+        there = files.read_metrics(folder).get("test_full", {}).get("bound", {})
+        n = draws or there.get("n_importance", 5000)
+        block = evaluation.evaluate_fully(model, images, folder, n)
     else:
         block = evaluation.evaluate(model, images, **evaluation.quick(model))
     if images.factors:
@@ -164,18 +168,27 @@ def aggregate(model, folder: Path, name: str | None = None) -> MixtureSameFamily
             "fit a density to their latents; draw from the prior"
         )
     z, z_val = (drawn(model, images) for images in (train, val))
-    numbers = [n for n in (1, 2, 5, 10, 20) if n == 1 or 20 * n <= len(train)]
-    fits = {n: latents.fit_mixture(z, n) for n in numbers}
-    scores = {n: fit.log_prob(z_val).mean().item() for n, fit in fits.items()}
-    best = max(scores, key=scores.get)
+    fit, scores = best_mixture(z, z_val)
     if name:
-        return fits[best]
-    parts = fits[best].component_distribution
-    tensors = {"weights": fits[best].mixture_distribution.probs}
+        return fit
+    parts = fit.component_distribution
+    tensors = {"weights": fit.mixture_distribution.probs}
     tensors |= {"means": parts.loc, "scale_tril": parts.scale_tril}
     metadata = {f"val log-density, {n} components": f"{s:.3f} nats" for n, s in scores.items()}
     checkpoints.keep_tensors(folder, files.LATENTS, tensors, metadata | {"images": train.sha256})
-    return fits[best]
+    return fit
+
+
+def best_mixture(z: Tensor, z_val: Tensor) -> tuple[MixtureSameFamily, dict[int, float]]:
+    """The Gaussian mixture of some latents that is best on others; and of each number of
+    components tried, which has 20 latents for each, the mean log-density of those others in nats.
+
+    Shapes: (N, D), (M, D) -> over (D,).
+    """
+    numbers = [n for n in (1, 2, 5, 10, 20) if n == 1 or 20 * n <= len(z)]
+    fits = {n: latents.fit_mixture(z, n) for n in numbers}
+    scores = {n: fit.log_prob(z_val).mean().item() for n, fit in fits.items()}
+    return fits[max(scores, key=scores.get)], scores
 
 
 def attributes(model, folder: Path) -> dict[str, dict[str, Tensor]]:

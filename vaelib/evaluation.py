@@ -242,13 +242,13 @@ def _collect(from_image: Callable[[int], Iterator[Tensor]], n: int) -> Tensor:  
     return torch.stack(list(progress(from_image(0), total=n, unit="image", leave=False, delay=2)))
 
 
-def evaluate_fully(model, images: Images, folder: Path) -> dict:
+def evaluate_fully(model, images: Images, folder: Path, n_importance: int = 5000) -> dict:
     """The block test_full; what is done of it is kept in the folder, and gone on with.
 
     It is gone on with where all that it depends on is the same: model, weights, images, samples,
     seed, precision, and the version of torch.
     """
-    began, n_importance, seed = time.perf_counter(), 5000, 0
+    began, seed = time.perf_counter(), 0
     key = {
         "weights": files.sha256(folder / files.WEIGHTS), "data": images.sha256,
         "config": files.sha256(folder / files.CONFIG),

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from vaelib.priors import spread
+
 
 @torch.inference_mode()
 def log_px(
@@ -13,15 +15,19 @@ def log_px(
     """log of the integral of p(x | z) p(z) over a grid of z, by the trapezoidal rule.
 
     No encoder is asked, so it scores the decoder and the prior of any model alike, an
-    autoencoder's too. Halve `spacing` to see what it leaves: little, while it is at most 1.5
-    standard deviations of p(z | x).
+    autoencoder's too. The grid ends `reach` standard deviations of the prior from its mean. Halve
+    `spacing` to see what it leaves: little, while it is at most 1.5 deviations of p(z | x).
     Shapes: x (N, C, H, W) of zeros and ones -> (N,). Units: nats per image. Raises ValueError for
     more than two latents, or where pixels are no coin flips.
     """
     check(model)
     device = next(model.parameters()).device
-    side = torch.arange(-reach, reach + spacing / 2, spacing, dtype=torch.float64)
-    grid = torch.cartesian_prod(*[side] * model.latent_dim).reshape(-1, model.latent_dim)
+    middles, stds = (t.tolist() for t in spread(model.prior))
+    sides = [
+        m + torch.arange(-reach * s, reach * s + spacing / 2, spacing, dtype=torch.float64)
+        for m, s in zip(middles, stds, strict=True)
+    ]
+    grid = torch.cartesian_prod(*sides).reshape(-1, model.latent_dim)
     found = x.new_full((len(x),), -math.inf, dtype=torch.float64, device="cpu")
     for z in grid.float().to(device).split(chunk):  # (G, D)
         p_x = model.decode(z)

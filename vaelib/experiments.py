@@ -11,7 +11,8 @@ What is done is kept after each run, so that a second call goes on where the fir
     takes: half an hour        # optional: is said beforehand
 
 Beside a recipe's keys there are some of a run: `way`, how to train; `n_train`, how many of the
-training images; `also`, what to measure at each evaluation besides.
+training images; `also`, what to measure at each evaluation besides; `keep`, a folder beside the
+results for the weights of the first seed.
 """
 
 import time
@@ -23,13 +24,25 @@ from pathlib import Path
 
 import torch
 
-from vaelib import choices, data, derived, exact, files, mcem, metrics, wake_sleep
+from vaelib import (
+    checkpoints,
+    choices,
+    data,
+    derived,
+    exact,
+    files,
+    mcem,
+    metrics,
+    samples,
+    wake_sleep,
+)
 from vaelib.data import Images, seen_by
 from vaelib.diagnosis import TrainingError
-from vaelib.evaluation import elbo_terms, posteriors
+from vaelib.evaluation import bounds, elbo_terms, posteriors
 from vaelib.hardware import environment
 from vaelib.hmc import SamplerError
 from vaelib.objectives import mmd
+from vaelib.priors import Fitted
 from vaelib.recipes import DataConfig
 from vaelib.training import build, fit
 
@@ -100,10 +113,35 @@ def codes(model, images: dict[str, Images], noisy: bool = True) -> dict:
     } | (surgery(model, q_z) if noisy else {})
 
 
-# of images by split, to columns of history
-ALSO = {"test": elbo_on_test, "marginal": marginal, "factors": factors}
-ALSO["codes"] = codes
-ALSO |= {"val_marginal": partial(marginal, splits=("val",))}
+def rung(model, images: dict[str, Images]) -> dict:
+    """On test: -ELBO, KL, the bound (100 draws, first 1,000 images) and measures of samples.
+
+    Where the prior is N(0, I) and q(z | x) normal, also with a mixture in the prior's place, fitted
+    to latents of 10,000 training images: columns that begin with "mixture_".
+    """
+    row = _rung(model, images["test"])
+    if (model.prior_name, model.posterior_name) == ("standard", "normal"):
+        parts = at_random(images["train"], 10_000), images["val"]
+        own, fit = model.prior, derived.best_mixture(*(derived.drawn(model, p) for p in parts))[0]
+        model.prior = Fitted(fit)
+        row |= {f"mixture_{name}": v for name, v in _rung(model, images["test"]).items()}
+        model.prior = own
+    return row
+
+
+def _rung(model, test: Images) -> dict:
+    terms, _ = elbo_terms(model, test)
+    x = seen_by(model, test.images[:1000].cpu(), torch.Generator().manual_seed(0))
+    bound = torch.stack(list(bounds(model, x.split(1), 100)))
+    row = {"neg_elbo": -terms.elbo, "kl": terms.kl, "bound": -bound}
+    row["elbo_gap"] = bound - terms.elbo[: len(bound)]
+    found = samples.of_model(model, test)
+    scores = {name: torch.tensor(v).flatten()[0] for name, v in found.items() if name != "n"}
+    return {name: v.mean().item() for name, v in (row | scores).items()}
+
+
+ALSO = {"test": elbo_on_test, "marginal": marginal, "factors": factors, "codes": codes}
+ALSO |= {"rung": rung, "val_marginal": partial(marginal, splits=("val",))}
 
 
 class ExperimentError(files.UserError):
@@ -153,7 +191,7 @@ def started(wanted: dict) -> tuple[Callable, dict[str, Images]]:
     """A run, ready to go, and its images by split; what is off with its keys is one line."""
     recipe = dict(wanted["recipe"])
     way = choices.choose("way", recipe.pop("way", "fit"), WAYS)
-    names, n_train = recipe.pop("also", []), recipe.pop("n_train", None)
+    names, n_train, _ = recipe.pop("also", []), recipe.pop("n_train", None), recipe.pop("keep", 0)
     if not isinstance(names, list):
         raise ExperimentError(f"also: {names}: give a list")
     also = [choices.choose("also", name, ALSO) for name in names]
@@ -213,7 +251,8 @@ def _run(path: Path, plan: list[dict]) -> Path:
         sums = {split: some.sha256 for split, some in images.items()}
         wanted |= {"torch": torch.__version__, "images": sums}
         same = [old for old in kept if {k: old.get(k) for k in wanted} == wanted]
-        if same:
+        keep = wanted["recipe"].get("keep") if wanted["seed"] == plan[0]["seed"] else None
+        if same and (not keep or (path.parent / keep / files.WEIGHTS).exists()):
             done.append(same[0])
             continue
         left = f", about {spent[-1] * (len(plan) - number + 1) / 60:.0f} min left" if spent else ""
@@ -226,6 +265,9 @@ def _run(path: Path, plan: list[dict]) -> Path:
                 broken.append(f"run {number} ({error})")
                 print(f"{path.stem}, {broken[-1]}", flush=True)
                 continue
+        if keep:
+            checkpoints.save(go.args[0], path.parent / keep)
+            checkpoints.halve(path.parent / keep)
         history = [{name: round(value, 4) for name, value in row.items()} for row in rows]
         spent.append(time.perf_counter() - began)
         done.append(wanted | {"made_with": environment(device), "history": history})

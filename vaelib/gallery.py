@@ -17,6 +17,7 @@ from vaelib.derived import drawn_from
 from vaelib.evaluation import elbo_terms
 from vaelib.figures import Figure
 from vaelib.objectives import Terms
+from vaelib.priors import spread
 
 SPACED = {"inverse_cdf": "steps of equal prior probability", "linear": "evenly spaced"}
 
@@ -32,21 +33,9 @@ def is_standard(model) -> bool:
     return model.prior_name == "standard"
 
 
-@torch.inference_mode()
-def spread(model) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the prior in each dimension; by 10,000 draws, if not N(0, I).
-
-    Shapes: -> (D,), (D,).
-    """
-    if is_standard(model):
-        return torch.zeros(model.latent_dim), torch.ones(model.latent_dim)
-    z = model.prior.sample(10_000, torch.Generator().manual_seed(0))
-    return z.mean(0), z.std(0)
-
-
 def reach(model, limit: float = 3.0) -> float:
     """How far from 0 a map or a slider must go to be `limit` deviations out in every dimension."""
-    mean, std = spread(model)
+    mean, std = spread(model.prior)
     return round((mean.abs() + limit * std).max().item(), 1)
 
 
@@ -173,8 +162,9 @@ def traverse(
     else:
         bases = encode_some(model, images, n_bases, seed)[1]
         start = f"{images.things.removesuffix('s')} of {images.title}"
-    mean, std = spread(model)
+    mean, std = spread(model.prior)
     places = mean[:, None] + std[:, None] * values  # (D, n_traverse)
+    unit = "" if is_standard(model) else ", in deviations of the prior"
     if traverse_dim is not None:
         at = places[traverse_dim]
         paths = torch.stack([latents.traversal(z, traverse_dim, at) for z in bases])
@@ -186,7 +176,8 @@ def traverse(
         labels = [f"z[{d}]" + (f"\n{kl_per_dim[d]:.1f} nats" if kl_per_dim else "") for d in dims]
         title = f"{name}: a dimension a row, from one {start}"
         bases = bases.expand(len(dims), -1)
-    return figures.traversals(decode(model, paths), values, labels, title, decode(model, bases))
+    pictures, originals = decode(model, paths), decode(model, bases)
+    return figures.traversals(pictures, values, labels, title + unit, originals)
 
 
 @torch.inference_mode()

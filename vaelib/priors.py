@@ -155,4 +155,34 @@ class Flow(nn.Module):
             return self.flow().transform.inv(u.to(to)).to(u.device)
 
 
+class Fitted(nn.Module):
+    """A density that was fitted to latents, to be set in the place of a model's prior."""
+
+    def __init__(self, density: torch.distributions.Distribution):
+        super().__init__()
+        self.density = density
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z). Shapes: (..., D) -> (...). Units: nats."""
+        return self.density.log_prob(z)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """`n` draws, on the CPU. Shapes: -> (n, D)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.randint(2**62, (), generator=generator).item())
+            return self.density.sample((n,))
+
+
+@torch.inference_mode()
+def spread(prior) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a prior in each dimension; by 10,000 draws, if not N(0, I).
+
+    Shapes: -> (D,), (D,).
+    """
+    if isinstance(prior, StandardNormal):
+        return torch.zeros(prior.latent_dim), torch.ones(prior.latent_dim)
+    z = prior.sample(10_000, torch.Generator().manual_seed(0))
+    return z.mean(0), z.std(0)
+
+
 PRIORS = {"standard": StandardNormal, "vamp": VampPrior, "flow": Flow}

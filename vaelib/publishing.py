@@ -65,6 +65,8 @@ def published_figures(model, name: str, images: Images) -> dict[str, Figure]:
         "reconstructions": gallery.reconstruct(model, name, images, n_shown, n_columns=8),
         "loss-curve": figures.loss_curve(rows, f"{name}: training", plans),
     }
+    if recipe.get("two_stage"):  # all else is that of `init`
+        return {kind: pictures[kind] for kind in ("samples", "loss-curve")}
     if not name.startswith(IN_SERIES):
         between = (n_between, 8 if small else 6)
         pictures |= {
@@ -238,34 +240,6 @@ def write_tables() -> None:
             after = after.split(end := f"<!-- end of {kind} -->")[1]
             text = f"{before}{begin}\n{results_table(kind)}\n{end}{after}"
         files.write_text(path, text)
-
-
-def halve(folder: Path) -> None:
-    """Store a checkpoint's weights as fp16, before its metrics are computed; they load as fp32.
-
-    ValueError where one of them is too large for that.
-    """
-    weights, metadata = files.read_tensors(folder / files.WEIGHTS)
-    weights = {k: w.half() if w.is_floating_point() else w for k, w in weights.items()}
-    if large := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-        raise ValueError(f"{large[0]} is too large for fp16; store the weights as they are")
-    files.write_tensors(folder / files.WEIGHTS, weights, metadata)
-
-
-def lean(folder: Path, base: Path) -> None:
-    """Leave out of a checkpoint the weights that `base`, the folder beside it, has already.
-
-    ValueError where that has weights which this one lacks, or leaves some out itself.
-    """
-    (weights, _), (theirs, of_base) = (
-        files.read_tensors(p / files.WEIGHTS) for p in (folder, base)
-    )
-    if "base" in of_base or theirs.keys() - weights.keys():
-        raise ValueError(f"{folder} can't leave weights to {base}, which has others")
-    theirs = {k: w.to(weights[k].dtype) for k, w in theirs.items()}  # theirs may be stored as fp16
-    own = {k: w for k, w in weights.items() if k not in theirs or not torch.equal(w, theirs[k])}
-    metadata = {"base": base.name, "base_sha256": files.sha256(base / files.WEIGHTS)}
-    files.write_tensors(folder / files.WEIGHTS, own, metadata)
 
 
 def write_manifest() -> None:

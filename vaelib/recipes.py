@@ -93,7 +93,7 @@ class TrainConfig:
 
     steps : optimiser steps.
     minutes : of wall clock, in place of steps: the schedule follows the clock. Typed, it also has
-        batch_size, lr, kl_warmup, compile and (without -c) widths, latent_dim and n_res_blocks
+        batch_size, lr, kl_warmup, compile and (without -c) the network and its prior
         chosen to suit the time and the machine, where they are not typed.
     clock_steps : the step at which each hundredth of a clocked run began, to replay it exactly.
     plans : of a run that was made longer: [until, steps] of each earlier plan, in order; up to
