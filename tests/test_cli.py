@@ -317,7 +317,7 @@ def test_mistakes(run, tmp_path, capsys, monkeypatch):
         (["train", "--data", "mnist-5k", "--optimizer_args.beta", "1"], "optimizer_args"),
         (["train", "--data", "images:"], "images:"),
         (["experiment", "warmup"], "no experiment"),
-        (["experiment"], "name one or more: ladder, objectives, "),
+        (["experiment"], "name one or more: binarisation, ladder, objectives, "),
         (["train", "--steps", "-1"], "steps"),
         (["train", "--widths", "[]", "--data", "mnist-5k"], "widths"),
         (["train", "--data", "minst"], "mnist, mnist-5k"),

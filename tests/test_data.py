@@ -147,6 +147,25 @@ def test_refused_and_silent_servers_end_with_advice(tiny_mnist, tmp_path, monkey
     assert left_behind(tmp_path) == []
 
 
+def test_fixed_digits_are_drawn_once_and_with_their_grey_levels():
+    grey, fixed = data.load("mnist", "val"), data.load("mnist-fixed", "val")
+    assert (fixed.name, fixed.split, len(fixed)) == ("mnist-fixed", "val", 5000)
+    assert torch.equal(fixed.images, data.load("mnist-fixed", "val").images)
+    assert torch.equal(fixed.labels, grey.labels)
+    assert set(fixed.images.unique().tolist()) == {0, 255}
+    told = [images.noise(binary=True) for images in (fixed, grey)]
+    assert told == ["none; black or white as they come", "dynamic"]  # for the record of a score
+    for _ in range(2):  # no draw of a training step changes them
+        assert torch.equal(data.binarise(fixed.images), data.to_unit(fixed.images))
+    p = grey.images.double() / 255
+    white, spread = (fixed.images == 255).double(), (p * (1 - p)).sum(0).sqrt()
+    off = (white - p).sum(0)[spread > 3] / spread[spread > 3]  # of each pixel, in deviations
+    assert abs(off.mean()) < 5 / len(off) ** 0.5
+    assert 0.8 < off.std() < 1.2  # drawn one by one: neither cut at a half nor shared
+    levels = (grey.images > 100) & (grey.images < 155)
+    assert abs(white[levels].mean() - p[levels].mean()) < 0.01
+
+
 def test_fallback_says_so_in_one_line(tiny_mnist, monkeypatch, capsys):
     from_server(monkeypatch, refused())
     images = data.load("mnist", "test", fallback=True)
@@ -250,6 +269,17 @@ def test_every_source_is_listed_once_and_found_by_its_name():
     assert data.load("mnist-5k", "val").things == "digits"
     with pytest.raises(data.DataError, match="did you mean celeba"):
         data.source("celbea")
+
+
+def test_what_a_source_says_of_its_images_is_so():
+    known = [source for source in data.SOURCES if source.size]
+    assert {"mnist", "mnist-fixed", "frey", "sprites-colour"} <= {source.name for source in known}
+    for source in known:
+        try:
+            images = data.load(source.name, "train", image_size=32).images
+        except data.DataError:  # not at hand: what is has been looked at
+            continue
+        assert (tuple(images.shape[-2:]), len(images)) == (source.size, source.n_train)
 
 
 @pytest.mark.parametrize("name", [None, "", "Images:photos", "images", "mnist-6k"])

@@ -1,12 +1,14 @@
 """Several processes, as README.md says to start them: one run, shared out; on CPUs, by gloo."""
 
 import os
+import random
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,17 @@ LAUNCHERS = {
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="gloo and torchrun as on Unix")
 
 
+def free_port() -> int:
+    """A free port below those that a system gives to whoever asks for any, as servers here do."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no port is free")
+
+
 def launched(name: str, *more: str, program=("-m", "vaelib")) -> subprocess.CompletedProcess:
     """A run of `vaelib train` in two processes; its output is a file's, not a terminal's."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])  # the usual one may be taken by another test
+    port = str(free_port())
     launcher, *options = LAUNCHERS[name]
     words = [*options, *program, *TRAIN, *map(str, more)]
     line = [str(Path(sys.executable).with_name(launcher)), *words]

@@ -1,7 +1,7 @@
 """Variational autoencoders to see, touch and check.
 
 The rooms in reading order; each imports only those before it: files, hub, choices, progress,
-recipes, budget, blocks, likelihoods, priors, posteriors, models, objectives, data, hardware,
+recipes, blocks, likelihoods, priors, posteriors, models, objectives, data, budget, hardware,
 reports, evaluation, symptoms, checkpoints, diagnosis, stream, run, training, hmc, wake_sleep,
 mcem, exact, metrics, samples, latents, derived, experiments, figures, film, gallery, widgets,
 exercises, export, publishing, arguments, commands, __main__.

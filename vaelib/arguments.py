@@ -48,8 +48,6 @@ EFFECTIVE = {
 }  # fmt: skip
 LIKELIHOODS_ELSEWHERE = {"mse": "gaussian, with sigma fixed (--sigma)", "bce": "bernoulli"}
 EPOCHS = ("epochs", "num_epochs", "n_epochs", "max_epochs")
-# training images of what is always the same
-N_TRAIN = {"mnist": 55_000, "mnist-5k": 4_000, "frey": 1_365, "frey-time": 1_365}
 # of a type what to give
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null",
@@ -159,6 +157,8 @@ def typed(command: str, parser: ArgumentParser, keys: Sequence[Key], words: list
 
 def steps_of(words: Sequence[str], flag: str) -> str:
     """The steps that so many epochs are, where the number of training images is known."""
+    from vaelib.data import source
+
     after = dict(itertools.pairwise(words)) | dict(w.split("=", 1) for w in words if "=" in w)
     recipe = {"data": DataConfig.data, "batch_size": TrainConfig.batch_size}
     try:
@@ -167,10 +167,11 @@ def steps_of(words: Sequence[str], flag: str) -> str:
         data = after.get("--data", recipe["data"])
         batch = int(after.get("--batch_size", recipe["batch_size"]))
         epochs = float(after[flag.split("=")[0]])
-        steps = math.ceil(epochs * N_TRAIN[data] / batch)
-    except (files.UserError, ArithmeticError, ValueError, KeyError):
+        n_train = source(data).n_train
+        steps = math.ceil(epochs * n_train / batch)
+    except (files.UserError, ArithmeticError, ValueError, KeyError, TypeError):
         return "--steps, which are epochs * images / batch_size"
-    return f"--steps {steps} ({epochs:g} epochs of {N_TRAIN[data]:,} images in batches of {batch})"
+    return f"--steps {steps} ({epochs:g} epochs of {n_train:,} images in batches of {batch})"
 
 
 def recipe_path(config: str) -> Path:

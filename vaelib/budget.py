@@ -26,7 +26,6 @@ SCHEDULES = {
     "bf16": {0: (64, 5e-3, 100), 4: (128, 4e-3, 0)},
     "fp32": {0: (128, 6e-3, 100), 2: (128, 4e-3, 0)},
 }
-SIZES = {"mnist": 28, "mnist-5k": 28, "frey": [28, 20], "frey-time": [28, 20]}  # of one size
 WORTH = 20.0  # minutes from which trying whether compiling pays takes a small part
 NARROW = 8  # channels at half of the image's size up to which compiling saves nothing in fp32
 # why it is compiled or not
@@ -39,7 +38,9 @@ WHY = {
 
 def suiting(recipe: dict, kind: str) -> dict:
     """What suits the recipe's minutes and images on such a machine: NETWORK and SCHEDULE."""
-    size = SIZES.get(recipe["data"], recipe["image_size"])
+    from vaelib.data import source
+
+    size = source(recipe["data"]).size or recipe["image_size"]
     sides = [*size, *size][:2] if isinstance(size, list | tuple) else [size, size]
     small = FAST if kind in ("bf16", "gpu") else SLOW
     tables = (

@@ -187,7 +187,7 @@ def evaluate(
         raise ValueError(f"{images.title} has no images; give at least one")
     device, binary = next(model.parameters()).device, model.likelihood.binary
     terms, q_z = elbo_terms(model, images, seed, objective=objective)
-    noise = "dynamic" if binary else "none; dequantised"
+    noise = images.noise(binary)
     block = {
         "data": images.name, "split": images.split, "sha256": images.sha256,
         "n_images": len(images), "binarisation": f"{noise}, one draw, seed {seed}",

@@ -21,12 +21,13 @@ from vaelib.data.images import (
     seen_by,
     to_unit,
 )
-from vaelib.data.mnist import MNIST, MNIST_5K
+from vaelib.data.mnist import MNIST, MNIST_5K, MNIST_FIXED
 from vaelib.data.own import FOLDER, PREFIX, folder_of, from_array
 from vaelib.data.sprites import SPRITES, SPRITES_COLOUR, SPRITES_SMOOTH
 
 SOURCES = (
-    MNIST, MNIST_5K, FREY, FREY_TIME, CELEBA, SPRITES, SPRITES_COLOUR, SPRITES_SMOOTH, FOLDER,
+    MNIST, MNIST_5K, MNIST_FIXED, FREY, FREY_TIME, CELEBA, SPRITES, SPRITES_COLOUR, SPRITES_SMOOTH,
+    FOLDER,
 )  # fmt: skip
 NAMES = tuple(source.name for source in SOURCES)
 

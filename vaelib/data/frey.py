@@ -72,7 +72,6 @@ def _download() -> None:
 
 
 TERMS = "Frey Face: terms of use unknown; not passed on here."
-FREY = Source("frey", load, things="faces", terms=TERMS, shareable=False, assets="FreyFace")
-FREY_TIME = Source(
-    "frey-time", load_by_time, things="faces", terms=TERMS, shareable=False, assets="FreyFace"
-)
+FACES = {"things": "faces", "terms": TERMS, "shareable": False, "assets": "FreyFace"}
+FACES |= {"size": (28, 20), "n_train": SIZES["train"]}
+FREY, FREY_TIME = Source("frey", load, **FACES), Source("frey-time", load_by_time, **FACES)

@@ -97,6 +97,13 @@ class Images:
         """SHA-256 of the pixels, in order: what metrics.json means by the data's hash."""
         return hashlib.sha256(self.images.cpu().contiguous().numpy()).hexdigest()
 
+    def noise(self, binary: bool) -> str:
+        """For the record, how pixels are drawn for a likelihood: of coin flips, or of densities."""
+        if not binary:
+            return "none; dequantised"
+        drawn = ((self.images == 0) | (self.images == 255)).all()
+        return "none; black or white as they come" if drawn else "dynamic"
+
     @property
     def title(self) -> str:
         """How a figure's caption names it; what is no text in a folder's name is escaped."""
@@ -115,6 +122,8 @@ class Source:
     terms : terms of use, shown with anything made of it.
     shareable : whether its images may be passed on inside a page.
     assets : its folder under readme-assets.
+    size : (height, width) of its images, where that is always the same.
+    n_train : how many training images it has, where that is always the same.
     fallback : the source to go on with when it can't be had and the caller allows.
     at_hand : whether all of it is here; where it is not, val falls back as train does.
     """
@@ -126,6 +135,8 @@ class Source:
     terms: str = ""
     shareable: bool = True
     assets: str = ""
+    size: tuple[int, int] | None = None
+    n_train: int | None = None
     fallback: str | None = None
     at_hand: Callable[[], bool] = lambda: True
 

